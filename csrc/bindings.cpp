@@ -1,0 +1,98 @@
+// Copyright 2026 tinychat_ros developers
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// The Python module: addresses as integers, sizes, and the checks that need no tensor.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "common.h"
+#include "cpu/isa.h"
+#include "cpu/w4a16.h"
+
+namespace py = pybind11;
+
+namespace tinychat {
+namespace {
+
+void require(bool holds, const char* argument, const std::string& expected,
+             const std::string& got) {
+  if (holds) return;
+  throw std::invalid_argument(std::string("w4a16_gemm: ") + argument + ": expected " + expected +
+                              ", got " + got);
+}
+
+std::string resolve_isa(const std::string& isa) {
+  const auto& supported = supported_isas();
+  if (isa == "auto") return supported.front();
+  std::string names = "'auto'";
+  for (const auto& name : supported) names += " or '" + name + "'";
+  const bool known = std::find(supported.begin(), supported.end(), isa) != supported.end();
+  require(known, "isa", names, "'" + isa + "'");
+  return isa;
+}
+
+void checked_w4a16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
+                        int64_t k, int64_t block, int num_threads, const std::string& isa) {
+  require(x != 0, "x", "an address", "null");
+  require(tiles != 0, "tiles", "an address", "null");
+  require(out != 0, "out", "an address", "null");
+  require(m >= 1, "m", "at least 1", std::to_string(m));
+  require(n >= 8 && n % 8 == 0, "n", "a positive multiple of 8", std::to_string(n));
+  require(block == 32 || block == 64 || block == 128, "block", "32, 64 or 128",
+          std::to_string(block));
+  require(k >= block && k % block == 0, "k",
+          "a positive multiple of the block, " + std::to_string(block), std::to_string(k));
+  require(num_threads >= 0, "num_threads", "0 (all processors) or more",
+          std::to_string(num_threads));
+  w4a16_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
+             reinterpret_cast<float*>(out), m, n, k, block, num_threads, resolve_isa(isa));
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = __VERSION__;
+#else
+  info["compiler"] = "g++ " __VERSION__;
+#endif
+#if defined(TINYCHAT_WITH_CUDA)
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  info["layout_version"] = kLayoutVersion;
+  return info;
+}
+
+}  // namespace
+}  // namespace tinychat
+
+PYBIND11_MODULE(tinychat_kernels, module) {
+  module.doc() = "The compiled kernels of tinychat_ros; tinychat_ros.kernels.ops calls them.";
+  module.def("w4a16_gemm", &tinychat::checked_w4a16_gemm, py::arg("x"), py::arg("tiles"),
+             py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("block"),
+             py::arg("num_threads"), py::arg("isa") = "auto",
+             py::call_guard<py::gil_scoped_release>(),
+             "Write out[m, n] = x[m, k] times the transposed 4-bit weight in tiles of 16 rows by\n"
+             "`block` columns. x and out are fp32, contiguous; x, tiles and out are addresses.");
+  module.def("cpu_isas", &tinychat::supported_isas,
+             "List the instruction sets that kernels can use on this processor, best first.");
+  module.def("build_info", &tinychat::build_info,
+             "Return the compiler, whether CUDA kernels are in, and the layout version.");
+}

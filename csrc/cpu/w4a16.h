@@ -1,0 +1,76 @@
+// Copyright 2026 tinychat_ros developers
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace tinychat {
+
+// out = x * w^T for a 4-bit weight w[n, k] = (q[n, k] - zero) * scale, accumulated in fp32.
+//
+// The weight lies in tiles of 16 rows by `block` columns, which lie one after another along K and
+// then down the rows, so that a matrix-vector product reads one sequential stream:
+//
+//           k = 0      block    2*block        K
+//   n =  0  | tile 0  | tile 1  | ... | tile T-1 |      T = K / block
+//   n = 16  | tile T  | tile T+1| ...            |
+//
+//   one tile: chunk 0 | chunk 1 | ... | chunk block/8-1 | fp16 scale[16] | uint8 zero[16]
+//
+//   chunk c, 64 bytes, holds k = 8c .. 8c+7 of the tile as one 4-byte word for each row, low
+//   and high nibble of each byte:
+//             byte 0          byte 1          byte 2          byte 3
+//   word r    q[k+0], q[k+4]  q[k+1], q[k+5]  q[k+2], q[k+6]  q[k+3], q[k+7]
+//
+// When N is 8 modulo 16, rows 8..15 of the last row of tiles are padding, computed and dropped.
+// A row of `out` depends on its row of `x` alone: neither m nor num_threads changes a bit of it.
+void w4a16_gemm(const float* x,           // [m, k]
+                const uint8_t* tiles,     // [ceil(n / 16), k / block, w4a16_tile_bytes(block)]
+                float* out,               // [m, n], apart from x and tiles
+                int64_t m,                // >= 1
+                int64_t n,                // a multiple of 8
+                int64_t k,                // a multiple of block
+                int64_t block,            // 32, 64 or 128
+                int num_threads,          // 0: one for each processor that this process may use
+                const std::string& isa);  // one of supported_isas()
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kMaxBlock = 128;
+
+constexpr int64_t w4a16_scales_offset(int64_t block) { return block * 8; }
+constexpr int64_t w4a16_zeros_offset(int64_t block) { return block * 8 + 32; }
+constexpr int64_t w4a16_tile_bytes(int64_t block) { return block * 8 + 48; }
+
+// What an instruction set has to provide; w4a16.cpp has the loops over tiles, rows and threads.
+// dot(tile) and unpack(tile) followed by multiply() give the same bits, so that a token's
+// activations are the same whether it was processed alone or among others.
+struct W4A16Body {
+  // total[16] += the tile's 16 rows times x[block].
+  void (*dot)(const uint8_t* tile, int64_t block, const float* x, float* total);
+  // Writes the tile's q - zero as floats, in the order and with the factor that multiply() wants.
+  void (*unpack)(const uint8_t* tile, int64_t block, float* unpacked /* [block * 16] */);
+  // total[row][16] += the tile's 16 rows times x[row][block], for each of `rows` rows of x that
+  // lie `x_stride` floats apart. The tile itself is read for its scales only.
+  void (*multiply)(const uint8_t* tile, int64_t block, const float* unpacked, const float* x,
+                   int64_t x_stride, int64_t rows, float* total);
+};
+
+extern const W4A16Body kW4A16Generic;
+#if defined(__x86_64__)
+extern const W4A16Body kW4A16Avx2;
+#endif
+
+}  // namespace tinychat

@@ -1,0 +1,72 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Launch the chat node; `ros2 launch tinychat_ros chat.launch.py --show-args` lists what it takes."""
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+PARAMS_FILE = PathJoinSubstitution([FindPackageShare('tinychat_ros'), 'config', 'tinychat.yaml'])
+
+ARGUMENTS = (
+    DeclareLaunchArgument(
+        'model', default_value='',
+        description='Folder of the model; empty = the one of params_file, and where that names '
+                    'none, the demo model.'),
+    DeclareLaunchArgument(
+        'device', default_value='',
+        description="'cpu', 'cuda' or 'auto', which takes the GPU where there is one; empty = "
+                    'the one of params_file.'),
+    DeclareLaunchArgument(
+        'namespace', default_value='',
+        description="Namespace of the node, such as the robot's name."),
+    DeclareLaunchArgument(
+        'node_name', default_value='tinychat',
+        description='Name of the node; two models on one robot need two names.'),
+    DeclareLaunchArgument(
+        'params_file', default_value=PARAMS_FILE,
+        description='YAML file with the parameters of the node.'),
+    DeclareLaunchArgument(
+        'log_level', default_value='info',
+        choices=['debug', 'info', 'warn', 'error', 'fatal'],
+        description='The least severe messages that the node logs.'),
+)
+
+
+def given_parameters(context: LaunchContext) -> dict:
+    """Return the parameters that were given as arguments; an empty one leaves params_file alone."""
+    values = {name: LaunchConfiguration(name).perform(context) for name in ('model', 'device')}
+    return {name: ParameterValue(value, value_type=str) for name, value in values.items() if value}
+
+
+def start_node(context: LaunchContext) -> list:
+    """Return the action that starts the node with the parameters that were given."""
+    return [Node(
+        package='tinychat_ros',
+        executable='chat_node',
+        namespace=LaunchConfiguration('namespace'),
+        name=LaunchConfiguration('node_name'),
+        parameters=[LaunchConfiguration('params_file'), given_parameters(context)],
+        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        output='screen',
+        emulate_tty=True,
+    )]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments and start the node."""
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=start_node)])

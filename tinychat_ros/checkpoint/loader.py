@@ -1,0 +1,158 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Brings a checkpoint into memory, tensor by tensor, for the device that will run it."""
+
+from __future__ import annotations
+
+from collections import Counter
+import logging
+import math
+from pathlib import Path
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from tinychat_ros.checkpoint import formats
+from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.errors import OutOfMemoryError
+from tinychat_ros.kernels.linear import (
+    can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
+from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.models.kv_cache import kv_bytes_per_position
+from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.registry import model_class
+
+_LOGGER = logging.getLogger(__name__)
+_WEIGHTS_PER_INT32 = 8
+
+
+class WeightLoader:
+    """
+    The weights of one open checkpoint, moved to a device; see models.layers.WeightSource.
+
+    :param dtype: of plain weights, norms and activations.
+    """
+
+    def __init__(self, reader: CheckpointReader, dtype: torch.dtype, device: torch.device) -> None:
+        self._reader = reader
+        self._dtype = dtype
+        self._device = device
+        self.formats: Counter[str] = Counter()
+        self.on_reference: dict[str, list[str]] = {}
+
+    def has(self, name: str) -> bool:
+        """Say whether the checkpoint holds a tensor of this name."""
+        return name in self._reader.names
+
+    def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return a plain tensor of this shape in the compute dtype."""
+        return self._reader.floats(name, shape).to(self._device, self._dtype)
+
+    def linears(self, names: Sequence[str], out_features: Sequence[int],
+                in_features: int) -> tuple[Linear, ...]:
+        """Return linears that share an input, joined into one where their kinds allow it."""
+        weights = [self._weight(name, n, in_features) for name, n in zip(names, out_features)]
+        biases = [self._bias(name, n) for name, n in zip(names, out_features)]
+        has_bias = {bias is not None for bias in biases}
+        if len(weights) > 1 and can_concatenate(weights) and len(has_bias) == 1:
+            joined = Linear(self._prepare(' + '.join(names), concatenate(weights)),
+                            torch.cat(biases) if has_bias == {True} else None)
+            return (joined,)
+        return tuple(Linear(self._prepare(name, weight), bias)
+                     for name, weight, bias in zip(names, weights, biases))
+
+    def log_reference_layers(self) -> None:
+        """Log in one line which layers no kernel takes, and why."""
+        if self.on_reference:
+            reasons = '; '.join(f'{len(names)} layers such as {names[0]}: {reason}'
+                                for reason, names in self.on_reference.items())
+            _LOGGER.warning('running on the torch reference, slowly: %s', reasons)
+
+    def _weight(self, name: str, n: int, k: int) -> StoredWeight:
+        weight_format = formats.detect(self._reader, name)
+        self.formats[weight_format.name] += 1
+        weight = weight_format.read(self._reader, name, n, k)
+        if isinstance(weight, QuantizedWeight):
+            return QuantizedWeight(weight.qweight.to(self._device), weight.scales.to(self._device),
+                                   weight.zeros.to(self._device), weight.group_size)
+        return weight.to(self._device, self._dtype)
+
+    def _bias(self, name: str, n: int) -> Optional[Tensor]:
+        bias = f'{name}.bias'
+        return self.tensor(bias, [n]) if self.has(bias) else None
+
+    def _prepare(self, name: str, weight: StoredWeight) -> StoredWeight:
+        reason = why_reference(weight)
+        if reason is not None:
+            self.on_reference.setdefault(reason, []).append(name)
+        return prepare(weight)
+
+
+def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
+               max_seq_len: int) -> tuple[LlamaModel, str]:
+    """
+    Build the model of an open checkpoint.
+
+    :returns: the model, and the name of the format that most of its linears have.
+    """
+    weights = WeightLoader(reader, dtype, device)
+    model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
+    weights.log_reference_layers()
+    return model, weights.formats.most_common(1)[0][0]
+
+
+def weight_bytes(reader: CheckpointReader, dtype: torch.dtype) -> int:
+    """Return what the weights will take in memory at this compute dtype, in bytes."""
+    element = torch.empty((), dtype=dtype).element_size()
+    return sum(math.prod(reader.shape(name)) * element if _is_plain(name)
+               else reader.num_bytes(name) for name in reader.names)
+
+
+def num_parameters(reader: CheckpointReader) -> int:
+    """Return how many numbers the model has; a quantized weight counts as N * K."""
+    return sum(math.prod(reader.shape(name)) * (1 if _is_plain(name) else _WEIGHTS_PER_INT32)
+               for name in reader.names if _is_plain(name) or name.endswith('.qweight'))
+
+
+def _is_plain(name: str) -> bool:
+    return name.rsplit('.', 1)[-1] in ('weight', 'bias')
+
+
+def check_memory(reader: CheckpointReader, dtype: torch.dtype, num_slots: int, max_seq_len: int,
+                 budget: int) -> None:
+    """
+    Refuse a model that does not fit, before any of it is loaded.
+
+    :param budget: bytes that weights and KV cache may take together.
+    :raises OutOfMemoryError: naming what is needed, what there is and what would help.
+    """
+    weights = weight_bytes(reader, dtype)
+    cache = kv_bytes_per_position(reader.config, dtype) * num_slots * max_seq_len
+    if weights + cache > budget:
+        raise OutOfMemoryError(
+            f'{reader.path}: expected at most {budget / 2**20:.0f} MiB, got weights of '
+            f'{weights / 2**20:.0f} MiB and a KV cache of {cache / 2**20:.0f} MiB '
+            f'({num_slots} slots of {max_seq_len} positions); fewer slots or a smaller '
+            'max_seq_len take less')
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the bytes that can still be allocated on a device."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    for line in Path('/proc/meminfo').read_text().splitlines():
+        if line.startswith('MemAvailable:'):
+            return int(line.split()[1]) * 1024
+    raise OSError('/proc/meminfo: expected a line MemAvailable, and there is none')

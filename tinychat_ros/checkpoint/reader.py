@@ -1,0 +1,173 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A checkpoint folder opened for reading: its JSON files and, by mmap, its tensors."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Sequence
+
+from safetensors import safe_open, SafetensorError
+import torch
+from torch import Tensor
+
+from tinychat_ros.errors import CheckpointError
+from tinychat_ros.models.config import ModelConfig, token_ids
+
+_DTYPE_BYTES = {'F64': 8, 'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'I32': 4, 'I16': 2, 'I8': 1,
+                'U8': 1, 'BOOL': 1}
+_FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Read a JSON file that must hold one object.
+
+    :raises CheckpointError: the file is missing, is not UTF-8 or not JSON, or holds another type.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode('utf-8'))
+    except FileNotFoundError:
+        raise CheckpointError(f'{path}: expected a file, and there is none') from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise CheckpointError(f'{path}: expected UTF-8, got byte 0x{byte:02x} at offset '
+                              f'{error.start}') from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f'{path}: expected JSON, got: {error}') from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f'{path}: expected a JSON object, got {type(value).__name__}')
+    return value
+
+
+class CheckpointReader:
+    """
+    One checkpoint folder, one safetensors file or several; a context manager.
+
+    :param path: the folder that holds config.json.
+    :raises CheckpointError: the folder is missing or a file in it is not what it says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not os.path.isdir(path):
+            raise CheckpointError(f'{path}: expected a checkpoint folder, and there is none')
+        self.path = path
+        self.config = ModelConfig.from_dict(read_json(path / 'config.json'))
+        self._stack = ExitStack()
+        self._files = {}
+        try:
+            for shard in _shards(path):
+                handle = self._stack.enter_context(_open(shard))
+                self._files.update({name: handle for name in handle.keys()})
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> set[str]:
+        """Return the names of all tensors."""
+        return set(self._files)
+
+    def generation_config(self) -> dict[str, Any]:
+        """Return generation_config.json, empty where there is none."""
+        path = self.path / 'generation_config.json'
+        return read_json(path) if path.exists() else {}
+
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Return the ids that end an answer; generation_config.json overrides config.json."""
+        return token_ids(self.generation_config().get('eos_token_id')) or self.config.eos_token_ids
+
+    def shape(self, name: str) -> list[int]:
+        """Return a tensor's shape without reading it."""
+        return self._file(name).get_slice(name).get_shape()
+
+    def num_bytes(self, name: str) -> int:
+        """Return what a tensor takes in the file, in bytes."""
+        view = self._file(name).get_slice(name)
+        if view.get_dtype() not in _DTYPE_BYTES:
+            raise CheckpointError(f"{name}: expected a dtype of {', '.join(_DTYPE_BYTES)}, "
+                                  f'got {view.get_dtype()}')
+        return _DTYPE_BYTES[view.get_dtype()] * math.prod(view.get_shape())
+
+    def raw(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a tensor as stored, after checking its shape and dtype."""
+        tensor = self._read(name, shape)
+        if tensor.dtype != dtype:
+            raise CheckpointError(f'{name}: expected {dtype}, got {tensor.dtype}')
+        return tensor
+
+    def floats(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return a float tensor as stored, after checking its shape, dtype and values."""
+        tensor = self._read(name, shape)
+        if tensor.dtype not in _FLOAT_DTYPES:
+            raise CheckpointError(f'{name}: expected fp32, fp16 or bf16, got {tensor.dtype}')
+        if not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(f'{name}: expected finite values, got NaN or infinity in '
+                                  f'{bad} of {tensor.numel()}')
+        return tensor
+
+    def _read(self, name: str, shape: Sequence[int]) -> Tensor:
+        found = self.shape(name)
+        if found != list(shape):
+            raise CheckpointError(f'{name}: expected shape {list(shape)}, got {found}')
+        return self._file(name).get_tensor(name)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            raise CheckpointError(f'{self.path}: expected a tensor {name}, and it is missing')
+        return self._files[name]
+
+
+def _shards(path: Path) -> list[Path]:
+    single, index = path / 'model.safetensors', path / 'model.safetensors.index.json'
+    if single.exists():
+        return [single]
+    if index.exists():
+        weight_map = read_json(index).get('weight_map')
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index}: expected the key 'weight_map' with tensor names")
+        names = {_file_name(index, value) for value in weight_map.values()}
+        return [path / name for name in sorted(names)]
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in ('.bin', '.pt', '.pth'))
+    found = f'only {pickles[0]}, a pickle, which can run code' if pickles else 'none'
+    raise CheckpointError(f'{path}: expected model.safetensors or model.safetensors.index.json, '
+                          f'got {found}')
+
+
+def _file_name(index: Path, shard: Any) -> str:
+    """Refuse a path: it would read outside the folder."""
+    if not isinstance(shard, str) or not shard or Path(shard).name != shard:
+        raise CheckpointError(f'{index}: expected names of files beside it, got {shard!r}')
+    return shard
+
+
+def _open(shard: Path) -> Any:
+    try:
+        return safe_open(shard, framework='pt')
+    except FileNotFoundError:
+        raise CheckpointError(f'{shard}: expected a file, and there is none') from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f'{shard}: expected a whole safetensors file, got: '
+                              f'{error}') from None

@@ -1,0 +1,86 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a checkpoint holds, from its headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+
+from tinychat_ros.checkpoint import formats
+from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.kernels.linear import why_reference
+from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.models.kv_cache import kv_bytes_per_position
+
+_EMBEDDING = 'model.embed_tokens'
+_LM_HEAD = 'lm_head'
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """
+    One linear: N output and K input features.
+
+    :param group_size: None for a plain weight.
+    :param reference_reason: why a quantized weight runs on the torch reference of this machine's
+        CPU; None where a kernel takes it, and for plain weights, which are torch's own.
+    """
+
+    name: str
+    format: str
+    n: int
+    k: int
+    group_size: Optional[int]
+    reference_reason: Optional[str]
+
+
+def summarize_layers(reader: CheckpointReader) -> list[LayerSummary]:
+    """Describe every linear of a checkpoint, in the order of the names."""
+    stems = {name.rsplit('.', 1)[0] for name in reader.names
+             if name.endswith(('.weight', '.qweight')) and len(reader.shape(name)) == 2}
+    return [_summarize(reader, stem) for stem in sorted(stems - {_EMBEDDING}, key=_natural)]
+
+
+def weight_bytes_per_token(reader: CheckpointReader) -> int:
+    """Return the bytes of weights that decoding one token reads, as stored."""
+    # An embedding is read one row at a time, unless it is the LM head as well.
+    tied = reader.config.tie_word_embeddings
+    skipped = _LM_HEAD if tied else _EMBEDDING
+    return sum(reader.num_bytes(name) for name in reader.names
+               if not name.startswith(f'{skipped}.'))
+
+
+def kv_bytes_fp16(reader: CheckpointReader) -> int:
+    """Return the bytes that one position takes in an fp16 KV cache."""
+    return kv_bytes_per_position(reader.config, torch.float16)
+
+
+def _summarize(reader: CheckpointReader, name: str) -> LayerSummary:
+    weight_format = formats.detect(reader, name).name
+    if weight_format == 'plain':
+        n, k = reader.shape(f'{name}.weight')
+        return LayerSummary(name, weight_format, n, k, None, None)
+    k, n = reader.shape(f'{name}.qweight')[0], reader.shape(f'{name}.scales')[1]
+    group_size = k // reader.shape(f'{name}.scales')[0]
+    # Only the shape counts, so that the weight need not be read.
+    shape_only = QuantizedWeight(torch.empty(1, dtype=torch.uint8).expand(n, k // 2),
+                                 torch.empty(0), torch.empty(0), group_size)
+    return LayerSummary(name, weight_format, n, k, group_size, why_reference(shape_only))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), '') if part.isdigit() else (-1, part) for part in name.split('.')]

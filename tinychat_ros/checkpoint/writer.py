@@ -1,0 +1,80 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Writes a checkpoint that this engine, transformers and vLLM can load."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any, Callable, Iterable, Mapping
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tinychat_ros.checkpoint.formats import pack_awq
+from tinychat_ros.kernels.linear import StoredWeight
+from tinychat_ros.kernels.packing import QuantizedWeight, unpack_nibbles
+
+
+def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
+                    tensors: Mapping[str, StoredWeight],
+                    extra_files: Iterable[Path] = ()) -> None:
+    """
+    Write model.safetensors, config.json and copies of extra files; each file appears whole or not.
+
+    :param config: the contents of config.json.
+    :param tensors: a plain tensor under its own name; a quantized weight under its layer's name,
+        written as AutoAWQ ``gemm``: ``qweight`` int32 [K, N/8], ``qzeros``, ``scales``.
+    :param extra_files: tokenizer and generation files, copied under their own names.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    flat: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if isinstance(value, QuantizedWeight):
+            flat.update(awq_gemm_tensors(name, value))
+        else:
+            flat[name] = value.contiguous()
+    _replace(out_dir / 'model.safetensors',
+             lambda path: save_file(flat, path, metadata={'format': 'pt'}))
+    for extra in extra_files:
+        _replace(out_dir / extra.name, lambda path, source=extra: shutil.copyfile(source, path))
+    # Last, since a reader starts with it.
+    _replace(out_dir / 'config.json',
+             lambda path: path.write_text(json.dumps(dict(config), indent=2) + '\n'))
+
+
+def awq_gemm_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
+    """
+    Return the three tensors of one layer in AutoAWQ's ``gemm`` order.
+
+    :raises ValueError: N is not a multiple of 8, which the format cannot hold.
+    """
+    if weight.shape[0] % 8:
+        raise ValueError(f'{name}: expected N to be a multiple of 8, got {weight.shape[0]}')
+    return {
+        f'{name}.qweight': pack_awq(unpack_nibbles(weight.qweight).t().contiguous()),
+        f'{name}.qzeros': pack_awq(weight.zeros.t().contiguous()),
+        f'{name}.scales': weight.scales.t().contiguous(),
+    }
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

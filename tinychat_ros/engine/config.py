@@ -1,0 +1,103 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The engine's options, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import os
+from pathlib import Path
+
+import torch
+
+from tinychat_ros.errors import ConfigError
+
+DEMO_MODEL = Path(__file__).resolve().parent.parent / 'demo_model'
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+DEVICES = ('auto', 'cpu', 'cuda')
+
+# Enough for a talk, and four slots of a 7B model still fit beside its weights in 16 GB.
+_DEFAULT_MAX_SEQ_LEN = 2048
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """
+    What an engine loads and how much it may take.
+
+    :param model: checkpoint folder; '' or 'demo' is the embedded demo model.
+    :param device: 'cpu', 'cuda', or 'auto': the GPU where there is one.
+    :param dtype: of activations and plain weights; 'auto' is float32 on the CPU and float16 on
+        the GPU.
+    :param max_seq_len: positions per slot, prompt and answer together; 0 is what the model was
+        trained for, at most 2048.
+    :param num_slots: conversations whose KV cache is kept.
+    :param memory_budget: bytes for weights and KV cache; 0 is 90 % of what is free.
+    :param num_threads: of the CPU kernels; 0 is every core that this process may use.
+    :param prefill_chunk: tokens per piece of a prefill; cancelling waits for one piece.
+    :param chat_template: path of a Jinja file; '' is the checkpoint's own.
+    :param system_prompt: for conversations that bring none.
+    :raises ConfigError: an option is out of its range.
+    """
+
+    model: str = ''
+    device: str = 'auto'
+    dtype: str = 'auto'
+    max_seq_len: int = 0
+    num_slots: int = 4
+    memory_budget: int = 0
+    num_threads: int = 0
+    prefill_chunk: int = 256
+    chat_template: str = ''
+    system_prompt: str = ''
+
+    def __post_init__(self) -> None:
+        _check_choice('device', self.device, DEVICES)
+        _check_choice('dtype', self.dtype, ('auto', *DTYPES))
+        for name, lowest in (('max_seq_len', 0), ('num_slots', 1), ('memory_budget', 0),
+                             ('num_threads', 0), ('prefill_chunk', 1)):
+            value = getattr(self, name)
+            if value < lowest:
+                raise ConfigError(f'{name}: expected {lowest} or more, got {value}')
+        if self.device == 'cuda' and not torch.cuda.is_available():
+            raise ConfigError('device: expected a GPU for cuda, and torch finds none')
+
+    @property
+    def model_path(self) -> Path:
+        """Return the checkpoint folder."""
+        return DEMO_MODEL if self.model in ('', 'demo') else Path(os.path.expanduser(self.model))
+
+    def torch_device(self) -> torch.device:
+        """Return the device to run on."""
+        if self.device == 'auto':
+            return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        return torch.device(self.device)
+
+    def torch_dtype(self) -> torch.dtype:
+        """Return the compute dtype."""
+        if self.dtype == 'auto':
+            return torch.float16 if self.torch_device().type == 'cuda' else torch.float32
+        return DTYPES[self.dtype]
+
+    def seq_len(self, max_position_embeddings: int) -> int:
+        """Return the positions per slot for a model that was trained for so many."""
+        if self.max_seq_len > max_position_embeddings:
+            raise ConfigError(f'max_seq_len: expected at most {max_position_embeddings}, what the '
+                              f'model was trained for, got {self.max_seq_len}')
+        return self.max_seq_len or min(max_position_embeddings, _DEFAULT_MAX_SEQ_LEN)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

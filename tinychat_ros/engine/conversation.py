@@ -1,0 +1,143 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Who said what, and whose tokens lie in which slot of the KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+import logging
+from typing import Iterator, Optional, Sequence
+
+from tinychat_ros.engine.request import Message, Request
+
+_LOGGER = logging.getLogger(__name__)
+
+# Histories are text and small, but a robot that names each visitor's anew must not grow for ever.
+MAX_CONVERSATIONS = 1000
+
+
+@dataclass
+class Conversation:
+    """
+    One history.
+
+    :param system: the system prompt, '' for none.
+    :param slot: its slot in the KV cache, None when it has none.
+    :param cached_ids: the tokens whose keys and values lie in the slot, from position 0.
+    """
+
+    conversation_id: str
+    system: str = ''
+    messages: list[Message] = field(default_factory=list)
+    slot: Optional[int] = None
+    cached_ids: list[int] = field(default_factory=list)
+
+    @property
+    def turns(self) -> int:
+        """Return the number of the user's messages."""
+        return sum(m.role == 'user' for m in self.messages)
+
+    def with_request(self, request: Request, default_system: str) -> list[Message]:
+        """Return the messages to answer: system prompt, history or its replacement, the text."""
+        messages = list(request.messages or self.messages)
+        system = request.system or self.system or default_system
+        if system and not any(m.role == 'system' for m in messages):
+            messages.insert(0, Message('system', system))
+        if request.text:
+            messages.append(Message('user', request.text))
+        return messages
+
+    def record(self, request: Request, answer: str) -> None:
+        """Remember a turn; an answer of which nothing was said leaves no trace."""
+        if not answer:
+            return
+        self.system = request.system or self.system
+        if request.messages:
+            self.messages = list(request.messages)
+        if request.text:
+            self.messages.append(Message('user', request.text))
+        self.messages.append(Message('assistant', answer))
+
+    def cut_last_answer(self, char_end: int) -> bool:
+        """Cut the last answer to its first characters; without any, the turn leaves no trace."""
+        if not self.messages or self.messages[-1].role != 'assistant':
+            return False
+        answer = self.messages.pop().content[:char_end]
+        if answer:
+            self.messages.append(Message('assistant', answer))
+        elif self.messages and self.messages[-1].role == 'user':
+            self.messages.pop()
+        return True
+
+    def common_prefix(self, token_ids: Sequence[int]) -> int:
+        """Return how many leading tokens of ``token_ids`` lie in the slot already."""
+        length = 0
+        for cached, wanted in zip(self.cached_ids, token_ids):
+            if cached != wanted:
+                break
+            length += 1
+        return length
+
+
+class ConversationStore:
+    """
+    All conversations, most recently used last, and the slots they share.
+
+    :param num_slots: slots of the KV cache. When all are taken, the least recently used
+        conversation gives its slot up and is prefilled again when it returns.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._free = list(range(num_slots))
+        self._conversations: dict[str, Conversation] = {}
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return iter(list(self._conversations.values()))
+
+    def __contains__(self, conversation_id: str) -> bool:
+        return conversation_id in self._conversations
+
+    def touch(self, conversation_id: str) -> Conversation:
+        """Return a conversation, made where there is none, as the most recently used."""
+        conversation = self._conversations.pop(conversation_id, None)
+        if conversation is None:
+            conversation = Conversation(conversation_id)
+            if len(self._conversations) >= MAX_CONVERSATIONS:
+                oldest = next(iter(self._conversations))
+                _LOGGER.warning('%d conversations are kept at most: forgetting %r',
+                                MAX_CONVERSATIONS, oldest)
+                self.remove(oldest)
+        self._conversations[conversation_id] = conversation
+        return conversation
+
+    def give_slot(self, conversation: Conversation) -> int:
+        """Return the conversation's slot; take it from the least recently used if none is free."""
+        if conversation.slot is None:
+            if not self._free:
+                self._release(next(c for c in self if c.slot is not None))
+            conversation.slot = self._free.pop()
+        return conversation.slot
+
+    def remove(self, conversation_id: str) -> bool:
+        """Forget a conversation and free its slot; False when there was none."""
+        conversation = self._conversations.pop(conversation_id, None)
+        if conversation is None:
+            return False
+        self._release(conversation)
+        return True
+
+    def _release(self, conversation: Conversation) -> None:
+        if conversation.slot is not None:
+            self._free.append(conversation.slot)
+        conversation.slot, conversation.cached_ids = None, []

@@ -1,0 +1,218 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The engine: requests in, streamed answers out. No ROS in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+import threading
+from typing import Any, Iterator, Optional, Sequence, Union
+
+import torch
+
+from tinychat_ros.checkpoint.loader import (
+    available_memory, check_memory, load_model, num_parameters, weight_bytes)
+from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.engine.answer import Answer
+from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_template
+from tinychat_ros.engine.config import EngineConfig
+from tinychat_ros.engine.conversation import Conversation, ConversationStore
+from tinychat_ros.engine.model_runner import ModelRunner
+from tinychat_ros.engine.request import (
+    check_unicode, Chunk, FinishReason, Message, Request)
+from tinychat_ros.engine.sampler import Sampler, SamplingParams
+from tinychat_ros.engine.tokenizer import Tokenizer
+from tinychat_ros.errors import (
+    ChatTemplateError, EngineBusyError, InvalidRequestError, PromptTooLongError, TokenizerError)
+from tinychat_ros.models.kv_cache import KVCache
+
+_FREE_MEMORY_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an engine has loaded; sizes in bytes, lengths in tokens."""
+
+    name: str
+    path: str
+    architecture: str
+    format: str
+    parameters: int
+    weight_bytes: int
+    vocab_size: int
+    max_seq_len: int
+    num_slots: int
+    device: str
+    dtype: str
+
+
+class Engine:
+    """
+    A loaded model that answers one request at a time.
+
+    :raises TinychatError: the model cannot be loaded; see errors.py for the kinds.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        self._config = config
+        device, dtype = config.torch_device(), config.torch_dtype()
+        with CheckpointReader(config.model_path) as reader:
+            shape = reader.config
+            max_seq_len = config.seq_len(shape.max_position_embeddings)
+            budget = config.memory_budget or int(_FREE_MEMORY_SHARE * available_memory(device))
+            check_memory(reader, dtype, config.num_slots, max_seq_len, budget)
+            self.tokenizer = Tokenizer.load(config.model_path)
+            _check_fit(self.tokenizer, reader)
+            self._template = _load_template(config, self.tokenizer)
+            self._stop_ids = _stop_ids(reader, self.tokenizer)
+            self.default_sampling = SamplingParams.from_generation_config(
+                reader.generation_config())
+            model, weight_format = load_model(reader, dtype, device, max_seq_len)
+            self.info = ModelInfo(
+                name=config.model_path.resolve().name, path=str(config.model_path),
+                architecture=shape.model_type, format=weight_format,
+                parameters=num_parameters(reader), weight_bytes=weight_bytes(reader, dtype),
+                vocab_size=shape.vocab_size, max_seq_len=max_seq_len, num_slots=config.num_slots,
+                device=str(device), dtype=str(dtype).removeprefix('torch.'))
+        cache = KVCache(shape, config.num_slots, max_seq_len, dtype, device)
+        self._runner = ModelRunner(model, cache, device, config.prefill_chunk)
+        self._conversations = ConversationStore(config.num_slots)
+        self._busy = threading.Lock()
+
+    @classmethod
+    def load(cls, model: Union[str, Path] = '', **options: Any) -> Engine:
+        """Load a checkpoint folder, or the demo model; see EngineConfig for the options."""
+        return cls(EngineConfig(model=str(model), **options))
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """Return the remembered conversations, the most recently used last."""
+        return [c for c in self._conversations if c.conversation_id]
+
+    def generate(self, request: Request) -> Iterator[Chunk]:
+        """
+        Answer a request, chunk by chunk as the tokens come.
+
+        The last chunk carries the result. Closing the generator early ends the answer; what was
+        said by then stays in the conversation.
+
+        :raises PromptTooLongError: the prompt does not fit the context.
+        :raises ChatTemplateError: there is no template, or it refuses the messages.
+        :raises EngineBusyError: another answer is under way.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise EngineBusyError('engine: expected one answer at a time, and one is under way')
+        try:
+            yield from self._generate(request)
+        finally:
+            self._busy.release()
+
+    def count_tokens(self, text: str, with_chat_template: bool = False) -> int:
+        """Return how many tokens a text takes, as it is or as a conversation's first message."""
+        check_unicode('text', text)
+        if with_chat_template:
+            return len(self._chat_ids([Message('user', text)]))
+        return len(self.tokenizer.encode(text, special=False))
+
+    def reset_conversation(self, conversation_id: str) -> bool:
+        """Forget a conversation; False when there is none. An answer under way is not recorded."""
+        return self._conversations.remove(conversation_id)
+
+    def cut_last_answer(self, conversation_id: str, char_end: int) -> bool:
+        """Cut the last answer to the characters that were heard; False without one."""
+        if conversation_id not in self._conversations:
+            return False
+        return self._conversations.touch(conversation_id).cut_last_answer(char_end)
+
+    def _generate(self, request: Request) -> Iterator[Chunk]:
+        conversation = self._conversations.touch(request.conversation_id)
+        prompt = self._prompt_ids(conversation, request)
+        if len(prompt) >= self.info.max_seq_len:
+            raise PromptTooLongError(len(prompt), self.info.max_seq_len)
+        slot = self._conversations.give_slot(conversation)
+        # The last token is always run, for the logits after it.
+        cached = min(conversation.common_prefix(prompt), len(prompt) - 1)
+        del conversation.cached_ids[cached:]
+        limit = min(request.max_new_tokens or self.info.max_seq_len,
+                    self.info.max_seq_len - len(prompt))
+        answer = Answer(request, self.tokenizer, self._stop_ids, limit, len(prompt), cached,
+                        context=prompt if request.raw else ())
+        try:
+            yield from self._run(request, conversation, slot, prompt, answer)
+        finally:
+            if request.conversation_id and not request.raw:
+                conversation.record(request, answer.text[:request.heard_chars])
+
+    def _run(self, request: Request, conversation: Conversation, slot: int, prompt: list[int],
+             answer: Answer) -> Iterator[Chunk]:
+        cached = conversation.cached_ids
+        waiting = prompt[len(cached):]
+        done, logits = self._runner.prefill(
+            waiting, slot, len(cached), lambda: request.interruption() != FinishReason.NONE)
+        cached += waiting[:done]
+        sampler = Sampler(request.sampling or self.default_sampling, prompt)
+        while True:
+            reason = request.interruption()
+            if reason == FinishReason.NONE:
+                token = sampler.sample(logits)
+                reason = answer.push(token)
+            if reason != FinishReason.NONE:
+                yield answer.finish(reason)
+                return
+            yield answer.chunk()
+            logits = self._runner.decode(token, slot, len(cached))
+            cached.append(token)
+
+    def _prompt_ids(self, conversation: Conversation, request: Request) -> list[int]:
+        if request.raw:
+            ids = self.tokenizer.encode(request.text)
+        else:
+            messages = conversation.with_request(request, self._config.system_prompt)
+            ids = self._chat_ids(messages)
+        if not ids:
+            raise InvalidRequestError('text: expected a prompt of one token or more, got none')
+        return ids
+
+    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        if self._template is None:
+            raise ChatTemplateError(
+                f'{self.info.path}: expected a chat template in tokenizer_config.json, and there '
+                'is none; give one as chat_template, or continue raw text')
+        return self.tokenizer.encode(self._template.render(messages), special=False)
+
+
+def _load_template(config: EngineConfig, tokenizer: Tokenizer) -> Optional[ChatTemplate]:
+    if config.chat_template:
+        source = read_template(Path(config.chat_template).expanduser())
+    else:
+        source = find_template(config.model_path, tokenizer.config)
+    return None if source is None else ChatTemplate(source, tokenizer.special_tokens)
+
+
+def _stop_ids(reader: CheckpointReader, tokenizer: Tokenizer) -> frozenset[int]:
+    ids = set(reader.stop_token_ids())
+    eos = tokenizer.special_tokens.get('eos_token')
+    if eos is not None and (eos_id := tokenizer.token_id(eos)) is not None:
+        ids.add(eos_id)
+    return frozenset(ids)
+
+
+def _check_fit(tokenizer: Tokenizer, reader: CheckpointReader) -> None:
+    if tokenizer.vocab_size > reader.config.vocab_size:
+        raise TokenizerError(
+            f'{reader.path}: expected a tokenizer of at most {reader.config.vocab_size} tokens, '
+            f'as many as the model embeds, got one of {tokenizer.vocab_size}')

@@ -1,0 +1,64 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs a model over its KV cache: prefill in pieces, then token by token."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from tinychat_ros.models.kv_cache import KVCache
+from tinychat_ros.models.llama import LlamaModel
+
+
+class ModelRunner:
+    """
+    A model, its KV cache and the device they are on.
+
+    :param prefill_chunk: tokens per piece of a prefill; between pieces it can be interrupted.
+    """
+
+    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device,
+                 prefill_chunk: int) -> None:
+        self._model = model
+        self._cache = cache
+        self._device = device
+        self._prefill_chunk = prefill_chunk
+
+    def prefill(self, token_ids: Sequence[int], slot: int, start: int,
+                interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
+        """
+        Append tokens to a slot.
+
+        :returns: how many were appended, and the logits fp32 [V] after the last of all; None when
+            ``interrupted`` said so before they were through.
+        """
+        logits, done = None, 0
+        while done < len(token_ids):
+            if interrupted():
+                return done, None
+            piece = token_ids[done:done + self._prefill_chunk]
+            logits = self._forward(piece, slot, start + done)
+            done += len(piece)
+        return done, logits
+
+    def decode(self, token_id: int, slot: int, position: int) -> Tensor:
+        """Append one token to a slot at ``position`` and return the logits fp32 [V] after it."""
+        return self._forward([token_id], slot, position)
+
+    def _forward(self, token_ids: Sequence[int], slot: int, start: int) -> Tensor:
+        ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
+        return self._model.forward(ids, self._cache, slot, start)

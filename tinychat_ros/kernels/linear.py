@@ -1,0 +1,83 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A linear layer's weight as it lies in memory at run time, made once at load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+
+from tinychat_ros.errors import KernelError
+from tinychat_ros.kernels import extension
+from tinychat_ros.kernels.packing import (
+    cpu_tiles_refusal, CpuTiles, pack_cpu_tiles, QuantizedWeight)
+
+StoredWeight = Union[Tensor, QuantizedWeight]
+RuntimeWeight = Union[Tensor, QuantizedWeight, CpuTiles]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """
+    A weight of N output and K input features, with an optional bias.
+
+    :param weight: a plain tensor [N, K], or a quantized weight, canonical or in a kernel's layout.
+    :param bias: [N] or None.
+    """
+
+    weight: RuntimeWeight
+    bias: Optional[Tensor] = None
+
+
+def concatenate(weights: Sequence[StoredWeight]) -> StoredWeight:
+    """
+    Stack weights that share an input along N, so that one call computes them all.
+
+    :raises KernelError: when they are not all plain, or not all quantized with one group size.
+    """
+    if all(isinstance(w, Tensor) for w in weights):
+        return torch.cat(list(weights))
+    sizes = {w.group_size if isinstance(w, QuantizedWeight) else None for w in weights}
+    if len(sizes) != 1:
+        raise KernelError('concatenate: expected weights of one kind and one group size, got '
+                          f'group sizes {sorted(map(str, sizes))} (None: not quantized)')
+    return QuantizedWeight(torch.cat([w.qweight for w in weights]),
+                           torch.cat([w.scales for w in weights]),
+                           torch.cat([w.zeros for w in weights]), sizes.pop())
+
+
+def can_concatenate(weights: Sequence[StoredWeight]) -> bool:
+    """Say whether :func:`concatenate` takes these weights."""
+    return len({w.group_size if isinstance(w, QuantizedWeight) else None for w in weights}) == 1
+
+
+def why_reference(weight: StoredWeight) -> Optional[str]:
+    """Return why a quantized weight runs on the reference, or None where a kernel takes it."""
+    if not isinstance(weight, QuantizedWeight):
+        return None
+    if weight.qweight.device.type != 'cpu':
+        return f'no kernel for {weight.qweight.device.type}'
+    if extension.load() is None:
+        return extension.why_absent()
+    return cpu_tiles_refusal(weight)
+
+
+def prepare(weight: StoredWeight) -> RuntimeWeight:
+    """Bring a weight into the layout of the kernel that will read it."""
+    if isinstance(weight, QuantizedWeight) and why_reference(weight) is None:
+        return pack_cpu_tiles(weight)
+    return weight

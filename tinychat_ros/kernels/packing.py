@@ -1,0 +1,147 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The layouts of 4-bit weights in memory, each defined here and nowhere else.
+
+``QuantizedWeight`` is the canonical form, which every checkpoint format is read into.
+N = output features, K = input features, G = group size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinychat_ros.errors import KernelError
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """
+    A W4 weight, w[n, k] = (q[n, k] - zeros[n, k // G]) * scales[n, k // G].
+
+    :param qweight: uint8 [N, K/2]; byte j of a row holds q[2j] in its low nibble, then q[2j+1].
+    :param scales: fp16 [N, K/G].
+    :param zeros: uint8 [N, K/G], 0 to 15.
+    :param group_size: G, never -1: one group per row is G = K.
+    """
+
+    qweight: Tensor
+    scales: Tensor
+    zeros: Tensor
+    group_size: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, K)."""
+        return self.qweight.shape[0], self.qweight.shape[1] * 2
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight [N, K] in ``dtype``."""
+        n, k = self.shape
+        q = unpack_nibbles(self.qweight).view(n, -1, self.group_size)
+        w = (q.to(torch.float32) - self.zeros[..., None]) * self.scales[..., None].float()
+        return w.view(n, k).to(dtype)
+
+
+def pack_nibbles(q: Tensor) -> Tensor:
+    """Pack uint8 [N, K] of values 0..15 into uint8 [N, K/2], low nibble first."""
+    if q.dtype != torch.uint8 or q.shape[-1] % 2:
+        raise KernelError(f'pack_nibbles: expected uint8 with an even last dimension, '
+                          f'got {q.dtype} {list(q.shape)}')
+    return q[..., 0::2] | (q[..., 1::2] << 4)
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """Unpack uint8 [N, K/2] into uint8 [N, K], the inverse of :func:`pack_nibbles`."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+
+
+# Raised whenever a run-time layout below changes; csrc/common.h holds its twin.
+LAYOUT_VERSION = 1
+
+TILE_ROWS = 16
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class CpuTiles:
+    """
+    A W4 weight as the compiled CPU kernels read it; csrc/cpu/w4a16.h draws the layout.
+
+    :param data: uint8 [ceil(N / 16), K / block, block * 8 + 48], contiguous, on the CPU.
+    :param n: N, the rows that are not padding.
+    :param k: K.
+    :param block: columns per tile, 128, 64 or 32. A larger group repeats its scales in each tile.
+    """
+
+    data: Tensor
+    n: int
+    k: int
+    block: int
+
+
+def cpu_tiles_refusal(weight: QuantizedWeight) -> str | None:
+    """Return why the compiled CPU kernels cannot take a weight, or None when they can."""
+    n, k = weight.shape
+    if k % 32:
+        return f'K = {k} is not a multiple of 32'
+    if n % 8:
+        return f'N = {n} is not a multiple of 8'
+    if weight.group_size % 32:
+        return f'group size {weight.group_size} is not a multiple of 32'
+    return None
+
+
+def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
+    """
+    Pack a weight into tiles of 16 rows, needing little memory beyond the result.
+
+    :raises KernelError: when :func:`cpu_tiles_refusal` has a reason.
+    """
+    refusal = cpu_tiles_refusal(weight)
+    if refusal is not None:
+        raise KernelError(f'pack_cpu_tiles: {refusal}')
+    n, k = weight.shape
+    block = next(b for b in (128, 64, 32) if weight.group_size % b == 0)
+    data = torch.empty((n + TILE_ROWS - 1) // TILE_ROWS, k // block, block * 8 + 48,
+                       dtype=torch.uint8)
+    for begin in range(0, n, _ROWS_AT_ONCE):
+        rows = slice(begin, begin + _ROWS_AT_ONCE)
+        part = QuantizedWeight(weight.qweight[rows], weight.scales[rows], weight.zeros[rows],
+                               weight.group_size)
+        tile_rows = slice(begin // TILE_ROWS, (begin + _ROWS_AT_ONCE) // TILE_ROWS)
+        data[tile_rows] = _pack_tile_rows(part, block)
+    return CpuTiles(data, n, k, block)
+
+
+def _pack_tile_rows(weight: QuantizedWeight, block: int) -> Tensor:
+    """Pack some rows of a weight into uint8 [ceil(rows / 16), K / block, tile bytes]."""
+    n, k = weight.shape
+    octets = unpack_nibbles(weight.qweight).view(n, k // block, block // 8, 2, 4)
+    words = octets[..., 0, :] | (octets[..., 1, :] << 4)
+    repeats = weight.group_size // block
+    scales = weight.scales.repeat_interleave(repeats, dim=1)
+    zeros = weight.zeros.repeat_interleave(repeats, dim=1)
+    chunks = _into_tiles(words).permute(0, 2, 3, 1, 4)
+    per_row = [_into_tiles(t).transpose(1, 2).contiguous() for t in (scales, zeros)]
+    return torch.cat([chunks.flatten(2), *(t.view(torch.uint8) for t in per_row)], dim=2)
+
+
+def _into_tiles(rows: Tensor) -> Tensor:
+    """Split [N, ...] into [ceil(N / 16), 16, ...], the last rows padded with zeros."""
+    padding = rows.new_zeros(-rows.shape[0] % TILE_ROWS, *rows.shape[1:])
+    return torch.cat((rows, padding)).unflatten(0, (-1, TILE_ROWS))

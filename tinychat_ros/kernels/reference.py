@@ -1,0 +1,80 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Every op in plain torch: the oracle of the kernels, and the path for shapes they cannot take.
+
+T = tokens, H = hidden size, Hq / Hkv = query / key-value heads, D = head size. All sums are fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+import torch.nn.functional as F
+
+from tinychat_ros.kernels.packing import QuantizedWeight
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalize x [T, H] by its root mean square and scale it by weight [H]."""
+    x32 = x.float()
+    scale = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    return (x32 * scale).to(x.dtype) * weight
+
+
+def linear(x: Tensor, weight: Tensor | QuantizedWeight) -> Tensor:
+    """Return x [T, K] times the transposed weight [N, K]: [T, N] in the dtype of x."""
+    if isinstance(weight, QuantizedWeight):
+        weight = weight.dequantize(x.dtype)
+    return F.linear(x, weight)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """
+    Apply the rotary embedding in the half-split layout of Hugging Face's Llama.
+
+    :param x: [T, heads, D], any float dtype.
+    :param cos: fp32 [T, D/2], likewise ``sin``.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """
+    Causal attention of the last T positions over all L of them.
+
+    :param q: [T, Hq, D]; query head h reads key-value head h // (Hq / Hkv).
+    :param k: [Hkv, L, D], likewise ``v``.
+    :returns: [T, Hq, D] in the dtype of q.
+    """
+    tokens, heads, head_dim = q.shape
+    kv_heads, length, _ = k.shape
+    # [Hkv, queries per KV head * T, D]: one matrix product per KV head, which is read once.
+    q32 = q.float().view(tokens, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
+    scores = q32.reshape(kv_heads, -1, head_dim) @ k.float().transpose(1, 2) * head_dim ** -0.5
+    if tokens > 1:
+        future = torch.ones(tokens, length, dtype=torch.bool, device=q.device)
+        future = future.triu(length - tokens + 1)
+        scores.view(kv_heads, -1, tokens, length).masked_fill_(future, float('-inf'))
+    out = torch.softmax(scores, dim=-1) @ v.float()
+    out = out.view(kv_heads, heads // kv_heads, tokens, head_dim).permute(2, 0, 1, 3)
+    return out.reshape(tokens, heads, head_dim).to(q.dtype)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """Return silu(gate) * up of gate_up [T, 2I], gate first: [T, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up

@@ -1,0 +1,413 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The node `tinychat`: prompts in, streamed answers out. Callbacks only, no inference."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Callable, Optional, Sequence
+import uuid
+
+from diagnostic_msgs.msg import DiagnosticArray
+import rclpy
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
+from std_msgs.msg import String
+
+from tinychat_ros.engine.engine import Engine
+from tinychat_ros.engine.request import check_unicode, Request
+from tinychat_ros.engine.scheduler import Scheduler
+from tinychat_ros.errors import ModelMissingError, TinychatError
+from tinychat_ros.nodes import parameters
+from tinychat_ros.nodes.answer_publisher import AnswerPublisher
+from tinychat_ros.nodes.diagnostics import diagnostic_status, Statistics
+from tinychat_ros.nodes.log_handler import forward_logging
+from tinychat_ros.nodes.messages import (
+    conversation_info, CountTokens, fill_model_info, Generate, GetModelInfo,
+    Interrupt, ListConversations, Prompt, ResetConversation, Response, Status, to_request)
+from tinychat_ros.nodes.publishers import Publishers
+
+# Python hands the interpreter over every 5 ms by default, longer than a small model's token.
+RCLError = rclpy_implementation.RCLError
+_SWITCH_INTERVAL_S = 0.0005
+_SHUTDOWN_GRACE_S = 0.5
+_NOT_ACTIVE = 'model: expected the node to be active with a model loaded'
+
+
+class ChatNode(LifecycleNode):
+    """
+    Serves one model over topics, services and an action; see the README for the interface.
+
+    The engine runs in the scheduler's thread; callbacks never wait for it. Whatever arrives while
+    the node is not active is answered, with an error, and not dropped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('tinychat')
+        parameters.declare(self)
+        self._engine: Optional[Engine] = None
+        self._scheduler: Optional[Scheduler] = None
+        self._lifecycle_state = 'unconfigured'
+        self._problem = ''
+        self._statistics = Statistics()
+        self._open_goals: dict[bytes, Request] = {}
+        self._outputs = Publishers(self)
+        self._create_inputs()
+        self.add_on_set_parameters_callback(self._set_parameters_callback)
+        self.create_timer(parameters.value(self, 'diagnostics.period_s'),
+                          self._diagnostics_callback)
+        self._publish_status()
+
+    def autostart(self) -> None:
+        """Configure and activate, unless the parameter says not to; a failure is logged."""
+        if not parameters.value(self, 'autostart'):
+            return
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def stop(self) -> None:
+        """End every request with a result, and give action clients a moment to be told."""
+        self._close_scheduler()
+        give_up = time.monotonic() + _SHUTDOWN_GRACE_S
+        while self._open_goals and time.monotonic() < give_up:
+            time.sleep(0.005)
+
+    # Lifecycle. rclpy turns an exception into ERROR without a word: each is caught and logged.
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model; without one the node stays unconfigured and says why."""
+        try:
+            config = parameters.engine_config(self)
+            self.get_logger().info(f'loading {config.model_path}')
+            self._engine = Engine(config)
+        except Exception as error:
+            self._problem = f'{type(error).__name__}: {error}'
+            self.get_logger().error(f'configure failed: {self._problem}')
+            self._publish_status()
+            return TransitionCallbackReturn.FAILURE
+        self._problem = ''
+        info = self._engine.info
+        self.get_logger().info(
+            f'loaded {info.name}: {info.parameters / 1e6:.1f} M parameters, {info.format}, on '
+            f'{info.device}, {info.num_slots} conversations of {info.max_seq_len} tokens')
+        return self._entered('inactive')
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start to serve requests."""
+        self._statistics = Statistics()
+        self._scheduler = Scheduler(
+            self._engine.generate, parameters.value(self, 'queue_capacity'))
+        return self._entered('active')
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End running and waiting requests, each with its result."""
+        self._close_scheduler()
+        return self._entered('inactive')
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Give the model's memory back."""
+        self._engine = None
+        return self._entered('unconfigured')
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End everything, from whatever state."""
+        self._close_scheduler()
+        self._engine = None
+        return self._entered('finalized')
+
+    # Topics.
+
+    def _prompt_callback(self, message: String) -> None:
+        conversation = parameters.value(self, 'default_conversation')
+        self._accept(Prompt(text=message.data, conversation_id=conversation), uuid.uuid4().hex)
+
+    def _request_callback(self, prompt: Prompt) -> None:
+        self._accept(prompt, uuid.uuid4().hex)
+
+    def _interrupt_callback(self, interrupt: Interrupt) -> None:
+        if self._engine is None or self._scheduler is None:
+            return
+        self.get_logger().info(f'interrupt: {interrupt.reason or "no reason given"}')
+        heard = interrupt.spoken_char_end if interrupt.spoken_char_end >= 0 else None
+        running = self._scheduler.running
+        if running is not None and _is_meant(interrupt, running):
+            running.heard_chars = heard
+            self._scheduler.cancel(running.request_id)
+        elif interrupt.request_id and self._scheduler.cancel(interrupt.request_id):
+            pass  # it was still waiting: nothing of it was heard
+        elif heard is not None:
+            self._engine.cut_last_answer(interrupt.conversation_id, heard)
+
+    # The action.
+
+    def _goal_callback(self, goal: Generate.Goal) -> GoalResponse:
+        return GoalResponse.ACCEPT if self._scheduler else GoalResponse.REJECT
+
+    def _cancel_callback(self, goal_handle: ServerGoalHandle) -> CancelResponse:
+        request = self._open_goals.get(bytes(goal_handle.goal_id.uuid))
+        if request is not None and self._scheduler is not None:
+            self._scheduler.cancel(request.request_id)
+        return CancelResponse.ACCEPT
+
+    async def _execute_callback(self, goal_handle: ServerGoalHandle) -> Generate.Result:
+        goal_id = bytes(goal_handle.goal_id.uuid)
+        ended = Future()
+
+        def on_end(response: Response) -> None:
+            ended.set_result(response)
+            self.executor.wake()
+
+        request = self._accept(goal_handle.request.prompt, goal_id.hex(), on_end,
+                               goal_handle.publish_feedback)
+        if request is not None:
+            self._open_goals[goal_id] = request
+            if goal_handle.is_cancel_requested:
+                self._scheduler.cancel(request.request_id)
+        response = await ended
+        self._open_goals.pop(goal_id, None)
+        return self._end_goal(goal_handle, response)
+
+    def _end_goal(self, goal_handle: ServerGoalHandle, response: Response) -> Generate.Result:
+        if response.finish_reason in (Response.STOP, Response.LENGTH, Response.DEADLINE):
+            goal_handle.succeed()
+        elif response.finish_reason == Response.CANCELED and goal_handle.is_cancel_requested:
+            goal_handle.canceled()
+        else:
+            goal_handle.abort()
+        fields = Generate.Result.get_fields_and_field_types()
+        return Generate.Result(**{name: getattr(response, name) for name in fields})
+
+    # Services.
+
+    def _reset_conversation_callback(
+            self, request: ResetConversation.Request,
+            response: ResetConversation.Response) -> ResetConversation.Response:
+        if self._engine is None:
+            return self._refuse(response)
+        if self._scheduler is not None:
+            self._scheduler.cancel(conversation_id=request.conversation_id)
+        names = [request.conversation_id] if request.conversation_id else [
+            c.conversation_id for c in self._engine.conversations]
+        response.success = all([self._engine.reset_conversation(name) for name in names])
+        if not response.success:
+            response.message = (f'conversation_id: expected one that is remembered, '
+                                f'got {request.conversation_id!r}')
+        return response
+
+    def _list_conversations_callback(
+            self, request: ListConversations.Request,
+            response: ListConversations.Response) -> ListConversations.Response:
+        if self._engine is None:
+            return self._refuse(response)
+        running = self._scheduler.running if self._scheduler else None
+        busy = running.conversation_id if running else None
+        response.conversations = [
+            conversation_info(c, c.conversation_id == busy)
+            for c in reversed(self._engine.conversations)]
+        response.success = True
+        return response
+
+    def _count_tokens_callback(self, request: CountTokens.Request,
+                               response: CountTokens.Response) -> CountTokens.Response:
+        if self._engine is None:
+            return self._refuse(response)
+        try:
+            check_unicode('text', request.text)
+            response.tokens = self._engine.count_tokens(request.text, request.with_chat_template)
+        except TinychatError as error:
+            response.message = str(error)
+            return response
+        response.max_seq_len = self._engine.info.max_seq_len
+        response.success = True
+        return response
+
+    def _get_model_info_callback(self, request: GetModelInfo.Request,
+                                 response: GetModelInfo.Response) -> GetModelInfo.Response:
+        if self._engine is None:
+            return self._refuse(response)
+        return fill_model_info(response, self._engine.info)
+
+    # Parameters and diagnostics.
+
+    def _set_parameters_callback(self, changed: Sequence[Parameter]):
+        return parameters.check(changed, configured=self._engine is not None)
+
+    def _diagnostics_callback(self) -> None:
+        status = diagnostic_status(
+            self.get_fully_qualified_name(), self._lifecycle_state, self._problem,
+            self._engine.info if self._engine else None,
+            self._scheduler.queue_length if self._scheduler else 0, self._statistics)
+        self._outputs.diagnostics.publish(
+            DiagnosticArray(header=self._outputs.header(), status=[status]))
+
+    # What the callbacks share.
+
+    def _create_inputs(self) -> None:
+        self.create_subscription(String, '~/prompt', self._prompt_callback, 10)
+        self.create_subscription(Prompt, '~/request', self._request_callback, 10)
+        self.create_subscription(Interrupt, '~/interrupt', self._interrupt_callback, 10)
+        self._action_server = ActionServer(
+            self, Generate, '~/generate', execute_callback=self._execute_callback,
+            goal_callback=self._goal_callback, cancel_callback=self._cancel_callback,
+            result_timeout=parameters.value(self, 'action.result_timeout_s'))
+        for service_type, name, callback in (
+                (ResetConversation, '~/reset_conversation', self._reset_conversation_callback),
+                (ListConversations, '~/list_conversations', self._list_conversations_callback),
+                (CountTokens, '~/count_tokens', self._count_tokens_callback),
+                (GetModelInfo, '~/get_model_info', self._get_model_info_callback)):
+            self.create_service(service_type, name, callback)
+
+    def _accept(self, prompt: Prompt, request_id: str,
+                on_end: Optional[Callable[[Response], None]] = None,
+                on_feedback: Optional[Callable[[Generate.Feedback], None]] = None,
+                ) -> Optional[Request]:
+        """Put a prompt into the queue; when it cannot be served, answer with the reason."""
+        def ended(response: Response) -> None:
+            self._statistics.count(response)
+            self._publish_status()
+            if on_end:
+                on_end(response)
+
+        listener = AnswerPublisher(
+            prompt.request_id or request_id, prompt.conversation_id, self._outputs,
+            parameters.value(self, 'stream.flush_ms') / 1000, self._publish_status, ended,
+            on_feedback)
+        try:
+            request = self._to_request(prompt, request_id)
+            self._scheduler.submit(request, listener,
+                                   only_if_idle=prompt.policy == Prompt.REJECT_IF_BUSY)
+        except Exception as error:
+            self.get_logger().warning(f'request {prompt.request_id or request_id}: {error}')
+            listener.on_error(error)
+            return None
+        self._publish_status()
+        return request
+
+    def _to_request(self, prompt: Prompt, request_id: str) -> Request:
+        if self._scheduler is None:
+            raise ModelMissingError(f'{_NOT_ACTIVE}, got {self._problem or self._lifecycle_state}')
+        return to_request(
+            prompt, request_id, parameters.value(self, 'max_new_tokens'),
+            parameters.sampling(self), self._engine.default_sampling,
+            now=self.get_clock().now().nanoseconds * 1e-9)
+
+    def _refuse(self, response):
+        response.message = f'{_NOT_ACTIVE}, got {self._problem or self._lifecycle_state}'
+        return response
+
+    def _close_scheduler(self) -> None:
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.close()
+
+    def _entered(self, lifecycle_state: str) -> TransitionCallbackReturn:
+        self._lifecycle_state = lifecycle_state
+        self._publish_status()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _publish_status(self) -> None:
+        scheduler, info = self._scheduler, self._engine.info if self._engine else None
+        running = scheduler.running if scheduler else None
+        self._outputs.status(Status(
+            state=Status.BUSY if running else Status.IDLE, lifecycle_state=self._lifecycle_state,
+            model=info.name if info else '', device=info.device if info else '',
+            active_request_id=running.request_id if running else '',
+            active_conversation_id=running.conversation_id if running else '',
+            queue_length=scheduler.queue_length if scheduler else 0,
+            queue_capacity=parameters.value(self, 'queue_capacity'),
+            requests_served=self._statistics.served, requests_failed=self._statistics.failed))
+
+
+def _is_meant(interrupt: Interrupt, running: Request) -> bool:
+    return (interrupt.request_id in ('', running.request_id)
+            and interrupt.conversation_id in ('', running.conversation_id))
+
+
+def _spin(executor: SingleThreadedExecutor, node: ChatNode) -> None:
+    """Spin until the executor is shut down; a callback that fails does not take the node down."""
+    while rclpy.ok():
+        try:
+            executor.spin()
+            return
+        except ExternalShutdownException:
+            return
+        except Exception:
+            node.get_logger().error(f'a callback failed:\n{traceback.format_exc()}')
+
+
+def _serve(node: ChatNode) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinner = threading.Thread(target=_spin, args=(executor, node), name='tinychat-ros')
+    try:
+        node.autostart()
+        spinner.start()
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        node.get_logger().info('shutting down')
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        node.stop()
+        executor.shutdown()
+        if spinner.ident is not None:
+            spinner.join()
+
+
+def run(args: Optional[list[str]] = None) -> int:
+    """Run the node until SIGINT or SIGTERM; 0 after an orderly end, 1 when it could not start."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # rclpy's own handlers end the context at once, and with it the messages that end an answer.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        node = ChatNode()
+    except (ParameterException, RCLError) as error:
+        print(f'tinychat: {error}', file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
+    forward_logging(node.get_logger())
+    try:
+        _serve(node)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def main() -> None:
+    """Run the node as a process of its own."""
+    status = run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is closed. Python's own way out tears torch down, which takes a second.
+    os._exit(status)
+
+
+if __name__ == '__main__':
+    main()

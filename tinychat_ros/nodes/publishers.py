@@ -1,0 +1,53 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the node publishes, and with which quality of service."""
+
+from __future__ import annotations
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import Header, String
+
+from tinychat_ros.nodes.messages import Response, Sentence, Status, TokenChunk
+
+# The last message waits for whoever comes late.
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class Publishers:
+    """The publishers of a node, all reliable, usable from any thread."""
+
+    def __init__(self, node: Node) -> None:
+        self._clock = node.get_clock()
+        self.tokens = node.create_publisher(TokenChunk, '~/tokens', 1000)
+        self.text = node.create_publisher(String, '~/text', 100)
+        self._sentences = node.create_publisher(Sentence, '~/sentences', 50)
+        self.response = node.create_publisher(Response, '~/response', _LATCHED)
+        self._status = node.create_publisher(Status, '~/status', _LATCHED)
+        self.diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+
+    def header(self) -> Header:
+        """Return a header stamped with the node's clock."""
+        return Header(stamp=self._clock.now().to_msg())
+
+    def sentence(self, sentence: Sentence) -> None:
+        """Stamp and publish a sentence."""
+        sentence.header = self.header()
+        self._sentences.publish(sentence)
+
+    def status(self, status: Status) -> None:
+        """Stamp and publish a status."""
+        status.header = self.header()
+        self._status.publish(status)
