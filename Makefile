@@ -20,7 +20,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 # Found before .venv/bin leads the PATH.
-BASE_PYTHON := $(shell command -v $(PYTHON) || echo $(PYTHON))
+BASE_PYTHON := $(or $(shell command -v $(PYTHON)),$(PYTHON))
 ROS_WHEELS ?= jazzy
 PYTEST_ARGS ?=
 
@@ -45,7 +45,11 @@ endif
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# No packet leaves this machine; Humble knows only the second.
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
+ifeq ($(ROS),installed-humble)
+  export ROS_LOCALHOST_ONLY := 1
+endif
 
 # $(call run,LOG,COMMAND): run quietly; when it fails, show the end of its log.
 define run
@@ -68,7 +72,7 @@ demo: build
 
 test: build
 	@echo '== tests'
-	@.venv/bin/python -m pytest test $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 build: .venv/steps/package
 	@echo '== set up: .venv is ready'
@@ -78,9 +82,10 @@ clean:
 	find tinychat_ros test launch -name __pycache__ -prune -exec rm -rf {} +
 
 # What .venv was made for; another place, Python or ROS makes it anew.
-MADE_FOR := $(CURDIR) $(shell $(BASE_PYTHON) -c 'import sys; print(sys.version.split()[0])' 2>&1) $(ROS)
+MADE_FOR := $(CURDIR) $(shell $(BASE_PYTHON) -c 'import sys; print(sys.version.split()[0])' 2> /dev/null) $(ROS)
 
 .venv/made_for: FORCE
+	@command -v $(BASE_PYTHON) > /dev/null || { echo '** needed: $(PYTHON): sudo apt install python3'; exit 1; }
 	@if [ "$$(cat $@ 2> /dev/null)" != '$(MADE_FOR)' ]; then \
 	  $(BASE_PYTHON) requirements/check_machine.py $(ROS) && \
 	  echo '== set up 1/5: .venv ($(ROS))' && \

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Launch the chat node; `ros2 launch tinychat_ros chat.launch.py --show-args` lists what it takes."""
+"""Launch the chat node; --show-args of `ros2 launch` tells its arguments."""
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
@@ -48,7 +48,7 @@ ARGUMENTS = (
 
 
 def given_parameters(context: LaunchContext) -> dict:
-    """Return the parameters that were given as arguments; an empty one leaves params_file alone."""
+    """Return the parameters given as arguments; an empty one leaves params_file alone."""
     values = {name: LaunchConfiguration(name).perform(context) for name in ('model', 'device')}
     return {name: ParameterValue(value, value_type=str) for name, value in values.items() if value}
 

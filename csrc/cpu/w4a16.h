@@ -37,7 +37,7 @@ namespace tinychat {
 //
 // When N is 8 modulo 16, rows 8..15 of the last row of tiles are padding, computed and dropped.
 // A row of `out` depends on its row of `x` alone: neither m nor num_threads changes a bit of it.
-void w4a16_gemm(const float* x,           // [m, k]
+void w4a16_gemm(const float* x,           // [m, k]; beyond 1e28 sums may overflow
                 const uint8_t* tiles,     // [ceil(n / 16), k / block, w4a16_tile_bytes(block)]
                 float* out,               // [m, n], apart from x and tiles
                 int64_t m,                // >= 1

@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# ROS packages that come as Python wheels export the include directories of the machine which built
-# them, and CMake refuses a target with an include directory that does not exist. Where ROS is
-# installed as usual every directory exists, and nothing changes.
+# ROS packages that come as Python wheels export the include directories of the machine which
+# built them, and CMake refuses a target with an include directory that does not exist. Where ROS
+# is installed as usual every directory exists, and nothing changes.
 function(drop_missing_include_directories)
   get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)
   foreach(target IN LISTS targets)

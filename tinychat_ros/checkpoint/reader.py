@@ -158,7 +158,7 @@ def _shards(path: Path) -> list[Path]:
 
 def _file_name(index: Path, shard: Any) -> str:
     """Refuse a path: it would read outside the folder."""
-    if not isinstance(shard, str) or not shard or Path(shard).name != shard:
+    if not isinstance(shard, str) or shard in ('', '..') or Path(shard).name != shard:
         raise CheckpointError(f'{index}: expected names of files beside it, got {shard!r}')
     return shard
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 import logging
+import threading
 from typing import Iterator, Optional, Sequence
 
 from tinychat_ros.engine.request import Message, Request
@@ -50,10 +51,9 @@ class Conversation:
 
     def with_request(self, request: Request, default_system: str) -> list[Message]:
         """Return the messages to answer: system prompt, history or its replacement, the text."""
-        messages = list(request.messages or self.messages)
-        system = request.system or self.system or default_system
-        if system and not any(m.role == 'system' for m in messages):
-            messages.insert(0, Message('system', system))
+        system, messages = self._before(request)
+        if system or default_system:
+            messages.insert(0, Message('system', system or default_system))
         if request.text:
             messages.append(Message('user', request.text))
         return messages
@@ -62,12 +62,17 @@ class Conversation:
         """Remember a turn; an answer of which nothing was said leaves no trace."""
         if not answer:
             return
-        self.system = request.system or self.system
-        if request.messages:
-            self.messages = list(request.messages)
+        self.system, self.messages = self._before(request)
         if request.text:
             self.messages.append(Message('user', request.text))
         self.messages.append(Message('assistant', answer))
+
+    def _before(self, request: Request) -> tuple[str, list[Message]]:
+        """Return the system prompt and the messages that the request's text follows."""
+        system, messages = self.system, list(request.messages or self.messages)
+        if messages and messages[0].role == 'system':
+            system = messages.pop(0).content
+        return request.system or system, messages
 
     def cut_last_answer(self, char_end: int) -> bool:
         """Cut the last answer to its first characters; without any, the turn leaves no trace."""
@@ -92,7 +97,7 @@ class Conversation:
 
 class ConversationStore:
     """
-    All conversations, most recently used last, and the slots they share.
+    All conversations, most recently used last, and the slots they share; safe from any thread.
 
     :param num_slots: slots of the KV cache. When all are taken, the least recently used
         conversation gives its slot up and is prefilled again when it returns.
@@ -101,41 +106,53 @@ class ConversationStore:
     def __init__(self, num_slots: int) -> None:
         self._free = list(range(num_slots))
         self._conversations: dict[str, Conversation] = {}
+        self._lock = threading.RLock()
 
     def __iter__(self) -> Iterator[Conversation]:
-        return iter(list(self._conversations.values()))
+        with self._lock:
+            return iter(list(self._conversations.values()))
 
     def __contains__(self, conversation_id: str) -> bool:
-        return conversation_id in self._conversations
+        with self._lock:
+            return conversation_id in self._conversations
 
     def touch(self, conversation_id: str) -> Conversation:
         """Return a conversation, made where there is none, as the most recently used."""
-        conversation = self._conversations.pop(conversation_id, None)
-        if conversation is None:
-            conversation = Conversation(conversation_id)
-            if len(self._conversations) >= MAX_CONVERSATIONS:
-                oldest = next(iter(self._conversations))
-                _LOGGER.warning('%d conversations are kept at most: forgetting %r',
-                                MAX_CONVERSATIONS, oldest)
-                self.remove(oldest)
-        self._conversations[conversation_id] = conversation
-        return conversation
+        with self._lock:
+            conversation = self._conversations.pop(conversation_id, None)
+            if conversation is None:
+                conversation = Conversation(conversation_id)
+                self._make_room()
+            self._conversations[conversation_id] = conversation
+            return conversation
 
     def give_slot(self, conversation: Conversation) -> int:
         """Return the conversation's slot; take it from the least recently used if none is free."""
-        if conversation.slot is None:
+        with self._lock:
+            if conversation.slot is not None:
+                return conversation.slot
             if not self._free:
                 self._release(next(c for c in self if c.slot is not None))
+            # One that was removed meanwhile borrows a slot, since it could never give it back.
+            if self._conversations.get(conversation.conversation_id) is not conversation:
+                return self._free[-1]
             conversation.slot = self._free.pop()
-        return conversation.slot
+            return conversation.slot
 
     def remove(self, conversation_id: str) -> bool:
         """Forget a conversation and free its slot; False when there was none."""
-        conversation = self._conversations.pop(conversation_id, None)
-        if conversation is None:
-            return False
-        self._release(conversation)
-        return True
+        with self._lock:
+            conversation = self._conversations.pop(conversation_id, None)
+            if conversation is not None:
+                self._release(conversation)
+            return conversation is not None
+
+    def _make_room(self) -> None:
+        if len(self._conversations) >= MAX_CONVERSATIONS:
+            oldest = next(iter(self._conversations))
+            _LOGGER.warning('%d conversations are kept at most: forgetting %r',
+                            MAX_CONVERSATIONS, oldest)
+            self.remove(oldest)
 
     def _release(self, conversation: Conversation) -> None:
         if conversation.slot is not None:

@@ -95,6 +95,8 @@ class Request:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InvalidRequestError(
                 f'max_new_tokens: expected 1 or more, got {self.max_new_tokens}')
+        if isinstance(self.stop, str):
+            raise InvalidRequestError(f'stop: expected a list of strings, got {self.stop!r}')
         for stop in self.stop:
             check_unicode('stop', stop)
             if not stop:

@@ -23,7 +23,7 @@ import threading
 from typing import Callable, Iterator, Optional, Protocol
 
 from tinychat_ros.engine.request import Chunk, FinishReason, Request, Result
-from tinychat_ros.errors import DuplicateRequestError, QueueFullError
+from tinychat_ros.errors import DuplicateRequestError, QueueFullError, TinychatError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Scheduler:
             self._check(request, only_if_idle)
             self._waiting.append(_Job(request, listener))
             position = len(self._waiting) - (self._running is None)
-            listener.on_state(RequestState.QUEUED, position)
+            _notify(listener.on_state, RequestState.QUEUED, position)
             self._changed.notify_all()
 
     def cancel(self, request_id: str = '', conversation_id: str = '') -> int:
@@ -141,9 +141,9 @@ class Scheduler:
                 'waiting or being served')
         if only_if_idle and jobs:
             raise QueueFullError(f'queue: expected an idle engine, got {len(jobs)} requests')
-        if len(self._waiting) >= self._capacity:
-            raise QueueFullError(f'queue: expected fewer than {self._capacity} waiting requests, '
-                                 f'got {len(self._waiting)}')
+        if len(jobs) > self._capacity:
+            raise QueueFullError(
+                f'queue: expected at most {self._capacity} waiting requests, got one more')
 
     def _serve(self) -> None:
         while (job := self._next()) is not None:
@@ -180,7 +180,9 @@ class Scheduler:
                 self._end_overdue()
             return job.listener.on_chunk, last
         except Exception as error:
-            _LOGGER.debug('request %s failed', job.request.request_id, exc_info=True)
+            foreseen = isinstance(error, TinychatError)
+            _LOGGER.log(logging.WARNING if foreseen else logging.ERROR, 'request %s: %s',
+                        job.request.request_id, error, exc_info=not foreseen)
             return job.listener.on_error, error
 
     def _end_overdue(self) -> None:

@@ -19,10 +19,13 @@ from dataclasses import dataclass
 import re
 
 # A sentence ends behind its punctuation and the quotes or brackets that close it. Latin marks need
-# white space after them, which keeps '3.5' and 'a.m.' whole; CJK marks do not.
+# white space after them, which keeps '3.5' whole; CJK marks do not.
 _END = re.compile(r'(?:[.!?…]+["\'”’)\]]*(?=\s)|[。！？｡]+[”’」』）]*|\n)\s*')
+# Looked for in a sentence with the first character after it. Some are words as well, or end a
+# sentence as often as not: what follows decides.
 _ABBREVIATION = re.compile(
-    r'(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|approx|Fig)|(?<![\w.])[A-Z])\.\s*$')
+    r'(?:(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|approx|Fig)|(?<![\w.])[A-Z])\.\s+\S'
+    r'|\bNo\.\s+\d|\b[ap]\.m\.\s+[a-z])$')
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class SentenceSplitter:
             # White space belongs to the sentence before it, and more of it may still come.
             if match.end() == len(self._buffer):
                 return None
-            sentence = self._buffer[:match.end()]
-            if sentence.strip() and not _ABBREVIATION.search(sentence):
+            sentence = self._buffer[:match.end() + 1]
+            if sentence[:-1].strip() and not _ABBREVIATION.search(sentence):
                 return match.end()
         return None
 

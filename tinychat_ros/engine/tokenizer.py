@@ -56,7 +56,7 @@ class _FastBackend:
     adds_bos = False
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer = _match_as_written(tokenizer)
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
         added = tokenizer.get_added_tokens_decoder()
@@ -216,11 +216,25 @@ class StreamDecoder:
 
     def _slide(self) -> None:
         """Keep the tokens since the last slide as context, forget those before."""
-        kept = self._window[self._context:]
-        text = self._tokenizer.decode(kept)
-        if not text:
-            return
-        self._window, self._context, self._emitted = kept, len(kept), len(text)
+        self._window = self._window[self._context:]
+        self._context = len(self._window)
+        self._emitted = len(self._tokenizer.decode(self._window))
+
+
+def _match_as_written(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """
+    Make special tokens match before the text is normalized, whatever the file says.
+
+    Some files of Llama 2 want them matched afterwards. Then ``</s><s>``, as between two turns, is
+    read as ``</s>`` and four letters, and decoding does not know that they are special.
+    """
+    added = tokenizer.get_added_tokens_decoder().values()
+    if not any(token.special and token.normalized for token in added):
+        return tokenizer
+    pipeline = json.loads(tokenizer.to_str())
+    for token in pipeline['added_tokens']:
+        token['normalized'] = token['normalized'] and not token['special']
+    return tokenizers.Tokenizer.from_str(json.dumps(pipeline))
 
 
 def _load_backend(path: Path, config: dict[str, Any]) -> _Backend:

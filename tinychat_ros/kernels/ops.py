@@ -109,7 +109,7 @@ def norm_gate_up(x: Tensor, norm: Norm, gate_up: Sequence[Linear]) -> Tensor:
 
 
 def lm_head(x: Tensor, norm: Norm, head: Linear) -> Tensor:
-    """Final norm and LM head: x [T, H] to logits fp32 [T, V]."""
+    """Apply the final norm and the LM head: x [T, H] to logits fp32 [T, V]."""
     return linear(reference.rms_norm(x, *norm), head).float()
 
 

@@ -50,7 +50,7 @@ class RopeConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> RopeConfig:
         """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling``."""
-        rope = {'rope_theta': config.get('rope_theta', cls.theta), **_object(config, 'rope_scaling'),
+        rope = {'rope_theta': config.get('rope_theta'), **_object(config, 'rope_scaling'),
                 **_object(config, 'rope_parameters')}
         rope_type = rope.get('rope_type', rope.get('type', 'default'))
         if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:

@@ -69,7 +69,8 @@ class AnswerPublisher:
         """Collect tokens, publish them when it is time, and end the answer with the last."""
         if chunk.token_ids and not self._first_token:
             self._first_token = time.monotonic() - self._arrival
-        self._text += chunk.text
+        # A ROS string ends at its first zero, and a model may well say one.
+        self._text += chunk.text.replace('\0', '\ufffd')
         self._token_ids += chunk.token_ids
         if chunk.result is not None:
             self._finish(self._response(

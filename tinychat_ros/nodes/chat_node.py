@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import traceback
+from types import FrameType
 from typing import Callable, Optional, Sequence
 import uuid
 
@@ -29,10 +30,11 @@ import rclpy
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from std_msgs.msg import String
@@ -44,16 +46,23 @@ from tinychat_ros.errors import ModelMissingError, TinychatError
 from tinychat_ros.nodes import parameters
 from tinychat_ros.nodes.answer_publisher import AnswerPublisher
 from tinychat_ros.nodes.diagnostics import diagnostic_status, Statistics
+from tinychat_ros.nodes.lifecycle import answer_impossible_transitions
 from tinychat_ros.nodes.log_handler import forward_logging
 from tinychat_ros.nodes.messages import (
     conversation_info, CountTokens, fill_model_info, Generate, GetModelInfo,
     Interrupt, ListConversations, Prompt, ResetConversation, Response, Status, to_request)
-from tinychat_ros.nodes.publishers import Publishers
+from tinychat_ros.nodes.publishers import Publishers, TOKENS_DEPTH
+
+RCLError = rclpy_implementation.RCLError
 
 # Python hands the interpreter over every 5 ms by default, longer than a small model's token.
-RCLError = rclpy_implementation.RCLError
 _SWITCH_INTERVAL_S = 0.0005
 _SHUTDOWN_GRACE_S = 0.5
+_LEAST_ROUNDS = 20
+_ROUNDS_PER_GOAL = 5
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The queue answers a burst of prompts, if need be with QUEUE_FULL; DDS would drop the oldest.
+_INPUT_DEPTH = 1000
 _NOT_ACTIVE = 'model: expected the node to be active with a model loaded'
 
 
@@ -67,16 +76,19 @@ class ChatNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('tinychat')
-        parameters.declare(self)
         self._engine: Optional[Engine] = None
         self._scheduler: Optional[Scheduler] = None
         self._lifecycle_state = 'unconfigured'
         self._problem = ''
         self._statistics = Statistics()
+        self._status_lock = threading.Lock()
         self._open_goals: dict[bytes, Request] = {}
+        # The callback comes first, so that it sees what the start brings, too.
+        self.add_on_set_parameters_callback(self._set_parameters_callback)
+        parameters.declare(self)
         self._outputs = Publishers(self)
         self._create_inputs()
-        self.add_on_set_parameters_callback(self._set_parameters_callback)
+        answer_impossible_transitions(self)
         self.create_timer(parameters.value(self, 'diagnostics.period_s'),
                           self._diagnostics_callback)
         self._publish_status()
@@ -89,11 +101,14 @@ class ChatNode(LifecycleNode):
             self.trigger_activate()
 
     def stop(self) -> None:
-        """End every request with a result, and give action clients a moment to be told."""
+        """End every request with a result; goals have theirs after some more callbacks."""
         self._close_scheduler()
-        give_up = time.monotonic() + _SHUTDOWN_GRACE_S
-        while self._open_goals and time.monotonic() < give_up:
-            time.sleep(0.005)
+        self._entered('finalized')
+
+    @property
+    def open_goals(self) -> int:
+        """Return how many goals were accepted and have no result yet."""
+        return len(self._open_goals)
 
     # Lifecycle. rclpy turns an exception into ERROR without a word: each is caught and logged.
 
@@ -266,12 +281,13 @@ class ChatNode(LifecycleNode):
     # What the callbacks share.
 
     def _create_inputs(self) -> None:
-        self.create_subscription(String, '~/prompt', self._prompt_callback, 10)
-        self.create_subscription(Prompt, '~/request', self._request_callback, 10)
+        self.create_subscription(String, '~/prompt', self._prompt_callback, _INPUT_DEPTH)
+        self.create_subscription(Prompt, '~/request', self._request_callback, _INPUT_DEPTH)
         self.create_subscription(Interrupt, '~/interrupt', self._interrupt_callback, 10)
         self._action_server = ActionServer(
             self, Generate, '~/generate', execute_callback=self._execute_callback,
             goal_callback=self._goal_callback, cancel_callback=self._cancel_callback,
+            feedback_pub_qos_profile=QoSProfile(depth=TOKENS_DEPTH),
             result_timeout=parameters.value(self, 'action.result_timeout_s'))
         for service_type, name, callback in (
                 (ResetConversation, '~/reset_conversation', self._reset_conversation_callback),
@@ -286,7 +302,8 @@ class ChatNode(LifecycleNode):
                 ) -> Optional[Request]:
         """Put a prompt into the queue; when it cannot be served, answer with the reason."""
         def ended(response: Response) -> None:
-            self._statistics.count(response)
+            with self._status_lock:
+                self._statistics.count(response)
             self._publish_status()
             if on_end:
                 on_end(response)
@@ -329,16 +346,21 @@ class ChatNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _publish_status(self) -> None:
+        # Two threads call this. An older state that is published last would stay on the topic.
+        with self._status_lock:
+            self._outputs.status(self._status())
+
+    def _status(self) -> Status:
         scheduler, info = self._scheduler, self._engine.info if self._engine else None
         running = scheduler.running if scheduler else None
-        self._outputs.status(Status(
+        return Status(
             state=Status.BUSY if running else Status.IDLE, lifecycle_state=self._lifecycle_state,
             model=info.name if info else '', device=info.device if info else '',
             active_request_id=running.request_id if running else '',
             active_conversation_id=running.conversation_id if running else '',
             queue_length=scheduler.queue_length if scheduler else 0,
             queue_capacity=parameters.value(self, 'queue_capacity'),
-            requests_served=self._statistics.served, requests_failed=self._statistics.failed))
+            requests_served=self._statistics.served, requests_failed=self._statistics.failed)
 
 
 def _is_meant(interrupt: Interrupt, running: Request) -> bool:
@@ -346,23 +368,42 @@ def _is_meant(interrupt: Interrupt, running: Request) -> bool:
             and interrupt.conversation_id in ('', running.conversation_id))
 
 
-def _spin(executor: SingleThreadedExecutor, node: ChatNode) -> None:
-    """Spin until the executor is shut down; a callback that fails does not take the node down."""
-    while rclpy.ok():
-        try:
-            executor.spin()
-            return
-        except ExternalShutdownException:
-            return
-        except Exception:
-            node.get_logger().error(f'a callback failed:\n{traceback.format_exc()}')
+def _spin_once(executor: SingleThreadedExecutor, node: ChatNode,
+               timeout_s: Optional[float] = None) -> None:
+    """Run the next callback; one that fails does not take the node down."""
+    try:
+        executor.spin_once(timeout_sec=timeout_s)
+    except Exception:
+        node.get_logger().error(f'a callback failed:\n{traceback.format_exc()}')
+
+
+def _spin(executor: SingleThreadedExecutor, node: ChatNode, stopping: threading.Event) -> None:
+    while rclpy.ok() and not stopping.is_set():
+        _spin_once(executor, node)
+
+
+def _drain(executor: SingleThreadedExecutor, node: ChatNode, goals: int) -> None:
+    """Bring action clients their results: the end of a goal takes a few callbacks, one by one."""
+    rounds = _LEAST_ROUNDS + _ROUNDS_PER_GOAL * goals
+    give_up = time.monotonic() + _SHUTDOWN_GRACE_S
+    while rounds and time.monotonic() < give_up:
+        _spin_once(executor, node, timeout_s=0.0)
+        rounds -= 1
+
+
+def _interrupt_once(number: int, frame: Optional[FrameType]) -> None:
+    """Begin the end; a terminal and its launcher often both signal, and one is enough."""
+    for each in _END_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _serve(node: ChatNode) -> None:
     """Serve until SIGINT or SIGTERM."""
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor, node), name='tinychat-ros')
+    stopping = threading.Event()
+    spinner = threading.Thread(target=_spin, args=(executor, node, stopping), name='tinychat-ros')
     try:
         node.autostart()
         spinner.start()
@@ -370,12 +411,13 @@ def _serve(node: ChatNode) -> None:
     except KeyboardInterrupt:
         node.get_logger().info('shutting down')
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        goals = node.open_goals
         node.stop()
-        executor.shutdown()
         if spinner.ident is not None:
+            executor.create_task(stopping.set)
             spinner.join()
+        _drain(executor, node, goals)
+        executor.shutdown()
 
 
 def run(args: Optional[list[str]] = None) -> int:
@@ -383,8 +425,8 @@ def run(args: Optional[list[str]] = None) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     # rclpy's own handlers end the context at once, and with it the messages that end an answer.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in _END_SIGNALS:
+        signal.signal(number, _interrupt_once)
     try:
         node = ChatNode()
     except (ParameterException, RCLError) as error:

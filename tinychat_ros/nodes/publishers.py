@@ -22,6 +22,9 @@ from std_msgs.msg import Header, String
 
 from tinychat_ros.nodes.messages import Response, Sentence, Status, TokenChunk
 
+# As many chunks as an answer of common length has: none is lost for a listener that lags.
+TOKENS_DEPTH = 1000
+
 # The last message waits for whoever comes late.
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -31,7 +34,7 @@ class Publishers:
 
     def __init__(self, node: Node) -> None:
         self._clock = node.get_clock()
-        self.tokens = node.create_publisher(TokenChunk, '~/tokens', 1000)
+        self.tokens = node.create_publisher(TokenChunk, '~/tokens', TOKENS_DEPTH)
         self.text = node.create_publisher(String, '~/text', 100)
         self._sentences = node.create_publisher(Sentence, '~/sentences', 50)
         self.response = node.create_publisher(Response, '~/response', _LATCHED)

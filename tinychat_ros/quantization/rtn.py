@@ -30,7 +30,8 @@ def quantize_rtn(weight: Tensor, group_size: int) -> QuantizedWeight:
 
     :param weight: [N, K], any float dtype, finite.
     :param group_size: G; -1 is one group per row. K must be a multiple of it.
-    :raises ValueError: when K is not a multiple of G, or the weight is not finite.
+    :raises ValueError: when K is not a multiple of G, the weight is not finite, or a group spans
+        more than fp16 scales hold.
     """
     n, k = weight.shape
     group = k if group_size == -1 else group_size
@@ -42,6 +43,9 @@ def quantize_rtn(weight: Tensor, group_size: int) -> QuantizedWeight:
     # Zero must be representable: a group of one sign would need a zero point outside 0..15.
     low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
     scales = ((high - low) / 15).clamp(min=1e-5).half()
+    if not torch.isfinite(scales).all():
+        raise ValueError('weight: expected groups whose scale fp16 holds, got one that spans '
+                         f'{float((high - low).max()):g}')
     step = scales.float()
     zeros = torch.round(-low / step).clamp(0, 15)
     q = (torch.round(w / step[..., None]) + zeros[..., None]).clamp(0, 15)

@@ -1,0 +1,70 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Options of the engine: ranges, choices and what is chosen by itself."""
+
+import pytest
+import torch
+
+from tinychat_ros.engine.config import DEMO_MODEL, EngineConfig
+from tinychat_ros.engine.engine import Engine
+from tinychat_ros.errors import CheckpointError, ConfigError
+
+
+@pytest.mark.parametrize('name, value, expected', [
+    ('device', 'gpu', "one of auto, cpu, cuda, got 'gpu'"), ('device', '', 'one of'),
+    ('dtype', 'int4', "one of auto, float32, float16, bfloat16, got 'int4'"),
+    ('max_seq_len', -1, '0 or more, got -1'), ('num_slots', 0, '1 or more, got 0'),
+    ('memory_budget', -1, '0 or more'), ('num_threads', -1, '0 or more'),
+    ('prefill_chunk', 0, '1 or more')])
+def test_an_option_out_of_its_range_is_refused_by_name(name, value, expected):
+    with pytest.raises(ConfigError, match=f'{name}: expected {expected}'):
+        EngineConfig(**{name: value})
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ConfigError, match='device: expected a GPU'):
+        EngineConfig(device='cuda')
+    assert EngineConfig().torch_device() == torch.device('cpu')
+    assert EngineConfig().torch_dtype() == torch.float32
+
+
+def test_with_a_gpu_it_is_taken_and_computes_in_half(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert EngineConfig().torch_device().type == 'cuda'
+    assert EngineConfig().torch_dtype() == torch.float16
+    assert EngineConfig(device='cpu').torch_dtype() == torch.float32
+    assert EngineConfig(dtype='bfloat16').torch_dtype() == torch.bfloat16
+
+
+@pytest.mark.parametrize('asked, trained, length', [(0, 512, 512), (0, 131072, 2048),
+                                                    (64, 512, 64), (4096, 8192, 4096)])
+def test_the_context_is_what_was_asked_for_or_trained_within_reason(asked, trained, length):
+    assert EngineConfig(max_seq_len=asked).seq_len(trained) == length
+
+
+@pytest.mark.parametrize('name', ['', 'demo'])
+def test_the_demo_is_the_default_model(name):
+    assert EngineConfig(model=name).model_path == DEMO_MODEL
+
+
+def test_a_home_folder_is_written_as_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert EngineConfig(model='~/model').model_path == tmp_path / 'model'
+
+
+@pytest.mark.parametrize('model', ['nowhere', '~nobody-of-this-name/model', 'a\0b', 'x' * 5000])
+def test_a_folder_that_is_not_there_is_refused(model):
+    with pytest.raises(CheckpointError, match='expected a checkpoint folder'):
+        Engine.load(model)

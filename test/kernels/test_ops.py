@@ -1,0 +1,154 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The fused ops against the same steps one by one, with plain, quantized and mixed weights."""
+
+import pytest
+import torch
+
+from tinychat_ros.errors import KernelError
+from tinychat_ros.kernels import extension, ops, reference
+from tinychat_ros.kernels.linear import Linear, prepare
+from tinychat_ros.kernels.packing import CpuTiles
+from tinychat_ros.quantization.rtn import quantize_rtn
+
+_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 4, 2, 8
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _norm() -> ops.Norm:
+    return ops.Norm(_random(_HIDDEN, seed=9) + 1, 1e-5)
+
+
+def _cache(length: int = 16) -> ops.LayerCache:
+    return ops.LayerCache(*(torch.full((_KV_HEADS, length, _HEAD_DIM), 7.0) for _ in range(2)))
+
+
+def _rope(length: int = 16) -> ops.RotaryTable:
+    angles = _random(length, _HEAD_DIM // 2, seed=5)
+    return ops.RotaryTable(angles.cos(), angles.sin())
+
+
+def _qkv(kinds: str) -> list[Linear]:
+    """Return q, k and v, each plain (p) or quantized (q), with biases."""
+    sizes = [h * _HEAD_DIM for h in (_HEADS, _KV_HEADS, _KV_HEADS)]
+    weights = [_random(n, _HIDDEN, seed=i) for i, n in enumerate(sizes)]
+    return [Linear(prepare(quantize_rtn(w, 32)) if kind == 'q' else w, _random(len(w), seed=8))
+            for kind, w in zip(kinds, weights)]
+
+
+@pytest.mark.parametrize('kinds', ['ppp', 'qqq', 'qpp'])
+@pytest.mark.parametrize('tokens, start', [(1, 0), (5, 0), (3, 11), (5, 11)])
+def test_qkv_rope_append_is_norm_projection_rotation_and_a_store(kinds, tokens, start):
+    x, rope, cache, layers = _random(tokens, _HIDDEN), _rope(), _cache(), _qkv(kinds)
+    out = ops.qkv_rope_append(x, _norm(), layers, rope, cache, start)
+
+    normed = reference.rms_norm(x, *_norm())
+    q, k, v = (ops.linear(normed, layer).view(tokens, -1, _HEAD_DIM) for layer in layers)
+    end = start + tokens
+    cos, sin = rope.cos[start:end], rope.sin[start:end]
+    assert torch.equal(out, reference.rotate(q, cos, sin))
+    assert torch.equal(cache.k[:, start:end], reference.rotate(k, cos, sin).transpose(0, 1))
+    assert torch.equal(cache.v[:, start:end], v.transpose(0, 1))
+    for untouched in (cache.k, cache.v):
+        assert (untouched[:, :start] == 7).all() and (untouched[:, end:] == 7).all()
+
+
+def test_joined_qkv_gives_what_three_linears_give():
+    x, rope, layers = _random(3, _HIDDEN), _rope(), _qkv('ppp')
+    joined = Linear(torch.cat([layer.weight for layer in layers]),
+                    torch.cat([layer.bias for layer in layers]))
+    one, three = _cache(), _cache()
+    out = ops.qkv_rope_append(x, _norm(), [joined], rope, one, 2)
+    torch.testing.assert_close(out, ops.qkv_rope_append(x, _norm(), layers, rope, three, 2))
+    torch.testing.assert_close(one, three)
+
+
+def test_a_full_cache_is_refused_before_anything_is_written():
+    cache = _cache(4)
+    with pytest.raises(KernelError, match='room for 5 positions, got 4'):
+        ops.qkv_rope_append(_random(3, _HIDDEN), _norm(), _qkv('ppp'), _rope(), cache, 2)
+    assert (cache.k == 7).all()
+
+
+def test_attention_reads_no_further_than_its_length():
+    q, cache = _random(2, _HEADS, _HEAD_DIM), _cache()
+    cache.k.copy_(_random(*cache.k.shape, seed=1))
+    cache.v.copy_(_random(*cache.v.shape, seed=2))
+    cache.k[:, 9:] = cache.v[:, 9:] = float('nan')
+    out = ops.attention(q, cache, 9)
+    assert out.shape == (2, _HEADS * _HEAD_DIM) and torch.isfinite(out).all()
+    torch.testing.assert_close(
+        out, reference.attention(q, cache.k[:, :9], cache.v[:, :9]).flatten(1))
+
+
+def test_norm_gate_up_joined_and_apart_is_the_gated_product():
+    x, gate, up = _random(3, _HIDDEN), _random(20, _HIDDEN, seed=1), _random(20, _HIDDEN, seed=2)
+    normed = reference.rms_norm(x, *_norm())
+    expected = torch.nn.functional.silu(normed @ gate.t()) * (normed @ up.t())
+    for layers in ([Linear(torch.cat((gate, up)))], [Linear(gate), Linear(up)]):
+        torch.testing.assert_close(ops.norm_gate_up(x, _norm(), layers), expected)
+
+
+def test_linear_residual_adds_product_bias_and_residual():
+    x, weight, bias, residual = (_random(*s, seed=i) for i, s in enumerate(
+        [(3, 64), (10, 64), (10,), (3, 10)]))
+    torch.testing.assert_close(ops.linear_residual(x, Linear(weight, bias), residual),
+                               residual + x @ weight.t() + bias)
+
+
+@pytest.mark.parametrize('dtype', _DTYPES)
+def test_logits_are_fp32_whatever_the_dtype(dtype):
+    norm = ops.Norm(*(_norm()[0].to(dtype), 1e-5))
+    out = ops.lm_head(_random(2, _HIDDEN).to(dtype), norm, Linear(_random(30, _HIDDEN).to(dtype)))
+    assert out.dtype == torch.float32 and out.shape == (2, 30)
+
+
+def test_embedding_picks_rows():
+    table = _random(10, 4)
+    assert torch.equal(ops.embedding(torch.tensor([3, 3, 9]), table), table[[3, 3, 9]])
+
+
+@pytest.mark.parametrize('weight', [_random(8, 64), quantize_rtn(_random(8, 64), 32),
+                                    prepare(quantize_rtn(_random(8, 64), 32))],
+                         ids=['plain', 'quantized', 'prepared'])
+@pytest.mark.parametrize('shape', [(3, 60), (64,), (1, 3, 64)])
+def test_an_input_of_another_shape_is_refused_with_both(weight, shape):
+    with pytest.raises(KernelError, match=r'expected x \[T, 64\], got \['):
+        ops.linear(_random(*shape), Linear(weight))
+
+
+@pytest.mark.parametrize('dtype', _DTYPES)
+@pytest.mark.parametrize('tokens', [1, 2, 7, 33])
+@pytest.mark.parametrize('n, k, group', [(8, 64, 32), (40, 128, 64), (24, 384, 128), (16, 96, 96)])
+def test_the_compiled_linear_agrees_with_the_oracle(n, k, group, tokens, dtype):
+    if extension.load() is None:
+        pytest.skip(extension.why_absent())
+    weight, x = quantize_rtn(_random(n, k), group), _random(tokens, k, seed=1).to(dtype)
+    tiles = prepare(weight)
+    assert isinstance(tiles, CpuTiles)
+    out, exact = ops.linear(x, Linear(tiles)), reference.linear(x.double(), weight)
+    assert out.dtype == dtype
+    rounding = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    assert (out.double() - exact).abs().max() <= rounding * exact.abs().max()
+
+
+def test_an_input_that_is_not_contiguous_is_read_by_its_values():
+    weight = prepare(quantize_rtn(_random(16, 64), 32))
+    wide = _random(4, 128)
+    torch.testing.assert_close(ops.linear(wide[:, ::2], Linear(weight)),
+                               ops.linear(wide[:, ::2].contiguous(), Linear(weight)))

@@ -1,0 +1,142 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Round-to-nearest: its error bound, its edges, and what it does to trained models."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+from tiny_models import data_path, linear_shapes, load_llama, run_llama
+import torch
+import torch.nn.functional as F
+
+from tinychat_ros.checkpoint.writer import save_checkpoint
+from tinychat_ros.engine.engine import Engine
+from tinychat_ros.engine.request import FinishReason, Request
+from tinychat_ros.engine.tokenizer import Tokenizer
+from tinychat_ros.kernels.packing import unpack_nibbles
+from tinychat_ros.quantization.rtn import quantize_rtn
+
+
+def _random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize('group', [32, 64, 128, -1])
+@pytest.mark.parametrize('offset', [0.0, 3.0, -3.0])
+def test_no_weight_moves_further_than_half_a_step(group, offset):
+    w = _random(16, 256) + offset
+    weight = quantize_rtn(w, group)
+    assert weight.group_size == (256 if group == -1 else group)
+    step = weight.scales.float().repeat_interleave(weight.group_size, 1)
+    # Zero point and weight are rounded on one grid; fp16 scales may miss the ends by a little.
+    assert ((weight.dequantize() - w).abs() <= step * 0.5 + 15 * step * 2**-11).all()
+
+
+def test_a_weight_inside_its_range_takes_the_nearest_code_of_the_stored_scale():
+    w = _random(64, 2048)
+    weight = quantize_rtn(w, 64)
+    q = unpack_nibbles(weight.qweight)
+    step = weight.scales.float().repeat_interleave(64, 1)
+    inside = (q > 0) & (q < 15)
+    assert ((weight.dequantize() - w).abs() <= step * 0.50001)[inside].all()
+
+
+def test_codes_and_zero_points_of_a_row_by_hand():
+    w = torch.tensor([[-1.0, 0.0, 0.5, 2.0] * 8, [0.0, 1.5, 0.1, 0.75] * 8])
+    weight = quantize_rtn(w, 32)
+    assert weight.scales[:, 0].tolist() == pytest.approx([0.2, 0.1], rel=1e-3)
+    assert weight.zeros[:, 0].tolist() == [5, 0]
+    q = unpack_nibbles(weight.qweight)
+    assert q[0, :4].tolist() == [0, 5, 8, 15] or q[0, :4].tolist() == [0, 5, 7, 15]
+    assert q[1, :4].tolist()[:3] == [0, 15, 1]
+
+
+@pytest.mark.parametrize('value', [0.0, 1.0, -1.0, 1e-3, -250.0])
+def test_a_constant_row_keeps_its_value(value):
+    weight = quantize_rtn(torch.full((8, 32), value), 32).dequantize()
+    torch.testing.assert_close(weight, torch.full((8, 32), value), rtol=1e-3, atol=1e-5)
+
+
+def test_zero_stays_zero():
+    w = _random(8, 64).abs() + 1
+    w[:, ::5] = 0
+    assert (quantize_rtn(w, 32).dequantize()[:, ::5] == 0).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_halves_give_the_codes_of_the_same_fp32_values(dtype):
+    w = _random(8, 64).to(dtype)
+    half, full = quantize_rtn(w, 32), quantize_rtn(w.float(), 32)
+    assert torch.equal(half.qweight, full.qweight) and torch.equal(half.scales, full.scales)
+
+
+@pytest.mark.parametrize('group', [0, -2, 48, 128])
+def test_a_group_that_does_not_divide_the_input_is_refused(group):
+    with pytest.raises(ValueError, match=f'divisor of K = 64 or -1, got {group}'):
+        quantize_rtn(_random(8, 64), group)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), 1e7])
+def test_a_weight_whose_scale_fp16_cannot_hold_is_refused(value):
+    w = _random(8, 64)
+    w[3, 3] = value
+    with pytest.raises(ValueError, match='weight: expected'):
+        quantize_rtn(w, 32)
+
+
+def _quantize_folder(source, out, group):
+    config = json.loads((source / 'config.json').read_text())
+    tensors = load_file(source / 'model.safetensors')
+    for name in linear_shapes(config):
+        tensors[name] = quantize_rtn(tensors.pop(f'{name}.weight'), group)
+    extras = [source / name for name in (
+        'generation_config.json', 'tokenizer.json', 'tokenizer_config.json')]
+    save_checkpoint(out, config, tensors, extras)
+    return out
+
+
+def _perplexity(path, stories=4):
+    model, tokenizer = load_llama(path), Tokenizer.load(path)
+    text = data_path('text/tinystories-cal.txt').read_text().split('<|endoftext|>')[:stories]
+    total, count = 0.0, 0
+    for story in text:
+        ids = tokenizer.encode(story.strip())[:model.config.max_position_embeddings]
+        losses = F.cross_entropy(run_llama(model, ids[:-1]), torch.tensor(ids[1:]),
+                                 reduction='sum')
+        total, count = total + float(losses), count + len(ids) - 1
+    return torch.tensor(total / count).exp().item()
+
+
+@pytest.mark.parametrize('name, group, plain, quantized', [
+    ('stories260K-pad192', 64, 4.729, 5.218), ('babyllama105-pad384', 128, 2.220, 2.352)])
+def test_a_trained_model_loses_as_little_as_is_known_of_rtn(name, group, plain, quantized,
+                                                            tmp_path):
+    """The figures are of stories that were not trained on, as these were: their ratio holds."""
+    source = data_path(f'models/{name}')
+    before, after = _perplexity(source), _perplexity(_quantize_folder(source, tmp_path, group))
+    assert 0.7 * plain < before < plain
+    assert after / before == pytest.approx(quantized / plain, rel=0.03)
+
+
+@pytest.mark.parametrize('name, group, begins', [
+    ('stories260K-pad192', 64, 'Once upon a time, there was a'),
+    ('babyllama105-pad384', 128, 'Once upon a time, there was a')])
+def test_a_quantized_story_model_tells_a_story(name, group, begins, tmp_path):
+    engine = Engine.load(_quantize_folder(data_path(f'models/{name}'), tmp_path, group),
+                         num_slots=1, max_seq_len=128)
+    assert engine.info.format == 'awq-gemm'
+    result = list(engine.generate(Request(raw=True, max_new_tokens=60)))[-1].result
+    assert result.text.startswith(begins)
+    assert result.finish_reason == FinishReason.LENGTH
