@@ -117,7 +117,7 @@ def _engine_options() -> argparse.ArgumentParser:
     group.add_argument('--dtype', default='auto', choices=('auto', *DTYPES),
                        help='of activations (default: auto, float32 on the CPU)')
     group.add_argument('--threads', type=int, default=0, metavar='N',
-                       help='CPU threads (default: 0, every core)')
+                       help='CPU threads (default: 0, every core, or one for a small model)')
     group.add_argument('--max-seq-len', type=int, default=0, metavar='N',
                        help="context in tokens (default: 0, the model's, at most 2048)")
     group.add_argument('--chat-template', default='', metavar='FILE',

@@ -65,7 +65,9 @@ def _problems() -> list[str]:
     if find_spec('rclpy') is None and os.environ.get('ROS_DISTRO'):
         problems.append(f"ROS {os.environ['ROS_DISTRO']} is sourced, and this Python cannot "
                         'import rclpy: it may be of another version than the ROS one')
-    if find_spec('rclpy') is not None and find_spec('tinychat_msgs') is None:
+    messages = find_spec('tinychat_msgs')
+    # Without an origin it is only the folder of the sources, found because it is named the same.
+    if find_spec('rclpy') is not None and (messages is None or messages.origin is None):
         problems.append('tinychat_msgs is not built or not sourced, the node cannot start: run '
                         '`colcon build` from the root of the repository, then source '
                         'install/setup.bash')

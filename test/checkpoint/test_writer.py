@@ -39,6 +39,11 @@ def test_a_plain_checkpoint_is_read_by_transformers(tmp_path):
     assert all(torch.equal(model.state_dict()[name], t) for name, t in tensors.items())
 
 
+def test_everyone_may_read_what_was_written(tmp_path):
+    save_checkpoint(tmp_path, llama_config(), llama_tensors(llama_config()))
+    assert {oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()} == {'0o644'}
+
+
 def test_what_was_read_by_mmap_can_be_written_again(tmp_path):
     """Also over the file that it is read from, whose pages must then outlive it."""
     config = llama_config()

@@ -42,8 +42,8 @@ def _ask(engine, text='', **fields):
 
 
 def _history(engine, conversation_id):
-    found = next(c for c in engine.conversations if c.conversation_id == conversation_id)
-    return [(m.role, m.content) for m in found.messages]
+    return [(m.role, m.content) for c in engine.conversations
+            if c.conversation_id == conversation_id for m in c.messages]
 
 
 def test_a_prompt_is_answered_letter_by_letter_and_ends_with_stop(make_engine):

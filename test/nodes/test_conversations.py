@@ -98,6 +98,7 @@ def test_the_conversations_are_listed_the_last_used_first(client):
 
 
 def test_a_conversation_that_is_answered_is_listed_as_busy(client):
+    talk(client, 'a', ['There was a cat.'], 10)
     request_id = client.send('Once', conversation_id='a', max_new_tokens=2000)
     client.wait_for_chunks(request_id)
     assert listed(client)['a'].busy
@@ -118,6 +119,15 @@ def test_a_reset_without_a_name_forgets_all(client):
     talk(client, 'a', ['Once'])
     talk(client, 'b', ['Once'])
     assert client.call(ResetConversation, 'reset_conversation').success
+    assert listed(client) == {}
+
+
+def test_a_reset_of_all_forgets_an_answer_under_way(client):
+    request_id = client.send('Once', conversation_id='a', max_new_tokens=2000)
+    client.wait_for_chunks(request_id)
+    assert client.call(ResetConversation, 'reset_conversation').success
+    client.wait(lambda: client.answer(request_id).whole)
+    assert client.answer(request_id).response.finish_reason == Response.CANCELED
     assert listed(client) == {}
 
 
@@ -199,7 +209,7 @@ def test_what_was_not_heard_of_a_finished_answer_is_cut_from_the_history(client,
 def test_an_answer_of_which_nothing_was_heard_leaves_no_trace(client, story_node):
     talk(client, 'a', ['Once upon a time'])
     interrupt(client, story_node, conversation_id='a', spoken_char_end=0)
-    assert listed(client)['a'].turns == 0
+    assert listed(client) == {}
     assert prompt_tokens_after(client, 'a') == count(client, 'x')
 
 

@@ -129,11 +129,9 @@ def test_the_status_follows_a_request(client):
 
 def test_any_bytes_that_a_model_says_arrive_alike_on_every_topic(client):
     # At such a temperature every token is as likely as any other: broken UTF-8, and zero bytes.
-    for seed in range(3):
-        answer = client.ask('Once', sampling={'temperature': 100.0, 'seed': seed},
-                            max_new_tokens=1500)
-        answer.check()
-        assert '\ufffd' in answer.text
+    answer = client.ask('Once', sampling={'temperature': 100.0, 'seed': 0}, max_new_tokens=1500)
+    answer.check()
+    assert '\ufffd' in answer.text
 
 
 def test_the_same_seed_says_the_same_and_another_something_else(client):

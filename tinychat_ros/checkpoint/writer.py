@@ -75,6 +75,8 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     partial = path.with_name(f'.{path.name}.partial')
     try:
         write(partial)
+        # safetensors writes files that only their owner may read.
+        partial.chmod(0o644)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

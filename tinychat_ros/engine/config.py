@@ -30,6 +30,10 @@ DEVICES = ('auto', 'cpu', 'cuda')
 # Enough for a talk, and four slots of a 7B model still fit beside its weights in 16 GB.
 _DEFAULT_MAX_SEQ_LEN = 2048
 
+# Below this, torch's threads wait for each other longer than they compute: for 200 tokens of a
+# model of 1 MB on a busy machine, one thread took 0.2 s and two took 1 to 11 s.
+_SMALL_MODEL_BYTES = 32 * 2**20
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -44,7 +48,8 @@ class EngineConfig:
         trained for, at most 2048.
     :param num_slots: conversations whose KV cache is kept.
     :param memory_budget: bytes for weights and KV cache; 0 is 90 % of what is free.
-    :param num_threads: of the CPU kernels; 0 is every core that this process may use.
+    :param num_threads: of torch and the CPU kernels, in this whole process; 0 is every core that
+        it may use, or one for a model so small that threads cost more than they bring.
     :param prefill_chunk: tokens per piece of a prefill; cancelling waits for one piece.
     :param chat_template: path of a Jinja file; '' is the checkpoint's own.
     :param system_prompt: for conversations that bring none.
@@ -89,6 +94,12 @@ class EngineConfig:
         if self.dtype == 'auto':
             return torch.float16 if self.torch_device().type == 'cuda' else torch.float32
         return DTYPES[self.dtype]
+
+    def threads(self, weight_bytes: int) -> int:
+        """Return how many threads run a model with weights of this size."""
+        if self.num_threads:
+            return self.num_threads
+        return 1 if weight_bytes < _SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
 
     def seq_len(self, max_position_embeddings: int) -> int:
         """Return the positions per slot for a model that was trained for so many."""

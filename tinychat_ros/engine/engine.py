@@ -66,14 +66,13 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
         self._config = config
         device, dtype = config.torch_device(), config.torch_dtype()
         with CheckpointReader(config.model_path) as reader:
             shape = reader.config
             max_seq_len = config.seq_len(shape.max_position_embeddings)
             budget = config.memory_budget or int(_FREE_MEMORY_SHARE * available_memory(device))
+            torch.set_num_threads(config.threads(weight_bytes(reader, dtype)))
             check_memory(reader, dtype, config.num_slots, max_seq_len, budget)
             self.tokenizer = Tokenizer.load(config.model_path)
             _check_fit(self.tokenizer, reader)
@@ -101,7 +100,7 @@ class Engine:
     @property
     def conversations(self) -> list[Conversation]:
         """Return the remembered conversations, the most recently used last."""
-        return [c for c in self._conversations if c.conversation_id]
+        return [c for c in self._conversations if c.conversation_id and c.messages]
 
     def generate(self, request: Request) -> Iterator[Chunk]:
         """

@@ -186,7 +186,7 @@ class Scheduler:
             return job.listener.on_error, error
 
     def _end_overdue(self) -> None:
-        """A deadline counts while a request waits, too."""
+        """End requests whose deadline came while they waited."""
         with self._changed:
             overdue = self._take_waiting(
                 lambda job: job.request.interruption() != FinishReason.NONE)
@@ -206,7 +206,7 @@ def _end_unserved(job: _Job, reason: FinishReason) -> None:
 
 
 def _notify(callback: Callable[..., None], *args: object) -> None:
-    """A listener that fails must not take the requests of others down."""
+    """Call a listener; one that fails must not take the requests of others down."""
     try:
         callback(*args)
     except Exception:

@@ -222,15 +222,25 @@ class ChatNode(LifecycleNode):
             response: ResetConversation.Response) -> ResetConversation.Response:
         if self._engine is None:
             return self._refuse(response)
+        running = self._scheduler.running if self._scheduler else None
         if self._scheduler is not None:
             self._scheduler.cancel(conversation_id=request.conversation_id)
-        names = [request.conversation_id] if request.conversation_id else [
-            c.conversation_id for c in self._engine.conversations]
-        response.success = all([self._engine.reset_conversation(name) for name in names])
+        if not request.conversation_id:
+            self._reset_all(running)
+            response.success = True
+            return response
+        response.success = self._engine.reset_conversation(request.conversation_id)
         if not response.success:
             response.message = (f'conversation_id: expected one that is remembered, '
                                 f'got {request.conversation_id!r}')
         return response
+
+    def _reset_all(self, running: Optional[Request]) -> None:
+        names = {c.conversation_id for c in self._engine.conversations}
+        if running is not None:
+            names.add(running.conversation_id)  # its first answer is not remembered before it ends
+        for name in names:
+            self._engine.reset_conversation(name)
 
     def _list_conversations_callback(
             self, request: ListConversations.Request,
@@ -394,7 +404,8 @@ def _drain(executor: SingleThreadedExecutor, node: ChatNode, goals: int) -> None
 def _interrupt_once(number: int, frame: Optional[FrameType]) -> None:
     """Begin the end; a terminal and its launcher often both signal, and one is enough."""
     for each in _END_SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+        # Python complains when a signal that is under way meets SIG_IGN.
+        signal.signal(each, lambda number, frame: None)
     raise KeyboardInterrupt
 
 

@@ -69,7 +69,7 @@ SPECS = (
     Spec('num_slots', 4, 'Conversations whose KV cache is kept.', at_load=True, span=(1, 1024)),
     Spec('memory_budget_mb', 0, 'Weights and KV cache may take this [MiB]; 0 is 90 % of what is '
          'free.', at_load=True, span=(0, _INT_MAX)),
-    Spec('num_threads', 0, 'Threads of the CPU kernels; 0 is every core.', at_load=True,
+    Spec('num_threads', 0, 'CPU threads; 0 is every core, or one for a small model.', at_load=True,
          span=(0, 1024)),
     Spec('prefill_chunk', 256, 'Prompt tokens between two chances to cancel [tokens].',
          at_load=True, span=(1, _INT_MAX)),
