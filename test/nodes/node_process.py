@@ -111,12 +111,17 @@ class NodeProcess:
 
     def kill(self) -> None:
         """End it at once, and remove the shared memory that it leaves behind."""
-        maps = Path(f'/proc/{self.pid}/maps').read_text()
-        mapped = [path for path in _segments() - self._segments if str(path) in maps]
+        mapped = self.shared_memory()
         self._process.kill()
         self._process.wait()
-        for path in mapped:
-            _remove_if_unowned(path)
+        for path in left_behind(mapped):
+            path.unlink(missing_ok=True)
+            Path(f'{path}_el').unlink(missing_ok=True)
+
+    def shared_memory(self) -> list[Path]:
+        """Return the segments that came after its start and that it uses, of whomever they are."""
+        maps = Path(f'/proc/{self.pid}/maps').read_text()
+        return [path for path in _segments() - self._segments if str(path) in maps]
 
     def close(self) -> None:
         """End it, gently if it follows."""
@@ -301,13 +306,9 @@ class Client:
     def send_goal(self, text: str, feedback_callback: Optional[Callable] = None,
                   **fields: Any) -> Goal:
         """Send a goal and wait until it is accepted or rejected."""
-        goal = Goal(Generate.Goal(prompt=make_prompt(text, **fields)), self._feedback)
-        accepted = self.generate.send_goal_async(goal.message, feedback_callback)
+        goal, accepted = self._offer(make_prompt(text, **fields), feedback_callback)
         self.wait(accepted.done)
-        goal.handle = accepted.result()
-        if goal.handle.accepted:
-            goal.handle.get_result_async().add_done_callback(
-                lambda future: setattr(goal, 'outcome', future.result()))
+        self._follow(goal, accepted)
         return goal
 
     def call(self, service_type: Any, name: str, **fields: Any) -> Any:
@@ -352,6 +353,18 @@ class Client:
         self.wait(lambda: len(mine()) >= 2)
         return mine()[-1]
 
+    def _offer(self, prompt: Prompt,
+               feedback_callback: Optional[Callable]) -> tuple[Goal, rclpy.Future]:
+        message = Generate.Goal(prompt=prompt)
+        return (Goal(message, self._feedback),
+                self.generate.send_goal_async(message, feedback_callback))
+
+    def _follow(self, goal: Goal, accepted: rclpy.Future) -> None:
+        goal.handle = accepted.result()
+        if goal.handle.accepted:
+            goal.handle.get_result_async().add_done_callback(
+                lambda future: setattr(goal, 'outcome', future.result()))
+
     def _subscribe(self, topic: str) -> None:
         def add(message: Any) -> None:
             self.received[topic].append(message)
@@ -368,25 +381,31 @@ class Client:
             self.node.create_subscription(self.TOPICS[topic], f'tinychat/{topic}', add, 10000)
 
     def _knock(self) -> None:
-        """Send requests until one comes back whole: each topic is discovered on its own."""
-        def text_came() -> bool:
-            return 'text' not in self.received or bool(self.received['text'])
+        """Send requests and goals until they come back whole: each topic is discovered alone."""
+        def answers() -> list[Answer]:
+            return [self.answer(name) for name in sent if self.answer(name).whole]
 
-        answered = False
-        while not answered:
-            request_id = self.send('knock', max_new_tokens=8)
-            answered = self._came(lambda: self.answer(request_id).whole)
-            response = self.answer(request_id).responses
-            if answered and response[0].text:
-                answered = self._came(text_came)
-        while self.lifecycle_state() == 'active' and not self._knock_at_the_action():
+        def answered() -> bool:
+            heard = 'text' not in self.received or bool(self.received['text'])
+            return any(heard or not answer.text for answer in answers())
+
+        sent: list[str] = []
+        while not answered():
+            sent.append(self.send('knock', max_new_tokens=8))
+            self._came(answered)
+        active = answers()[-1].responses[0].error_code != Response.MODEL_MISSING
+        while active and not self._knock_at_the_action():
             pass
 
     def _knock_at_the_action(self) -> bool:
-        goal = self.send_goal('knock', max_new_tokens=8)
+        goal, accepted = self._offer(make_prompt('knock', max_new_tokens=8), None)
+        if not self._came(accepted.done):
+            return False
+        self._follow(goal, accepted)
+        self.wait(lambda: goal.outcome is not None)
         return self._came(lambda: goal.whole)
 
-    def _came(self, condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    def _came(self, condition: Callable[[], bool], seconds: float = 2.0) -> bool:
         give_up = time.monotonic() + seconds
         while not condition() and time.monotonic() < give_up:
             self._executor.spin_once(timeout_sec=0.1)
@@ -408,16 +427,18 @@ def _yaml(value: Any) -> str:
 
 
 def _segments() -> set[Path]:
-    return set(SHARED_MEMORY.glob('fast*')) if SHARED_MEMORY.is_dir() else set()
+    return {path for path in SHARED_MEMORY.glob('fast*') if 'port' not in path.name}
 
 
-def _remove_if_unowned(segment: Path) -> None:
-    """Remove a segment whose owner is gone, and with it the lock that it held."""
-    lock_file = Path(f'{segment}_el')
+def left_behind(segments: list[Path]) -> list[Path]:
+    """Return those that are still there although their owner, who locks them, is gone."""
+    return [path for path in segments if path.exists() and _lock_is_free(Path(f'{path}_el'))]
+
+
+def _lock_is_free(path: Path) -> bool:
     try:
-        with open(lock_file) as lock:
+        with open(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return
-    segment.unlink(missing_ok=True)
-    lock_file.unlink(missing_ok=True)
+        return False
+    return True

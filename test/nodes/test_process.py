@@ -17,6 +17,7 @@ import signal
 import time
 
 from action_msgs.msg import GoalStatus
+from node_process import left_behind
 import pytest
 
 from tinychat_msgs.msg import Response
@@ -66,9 +67,11 @@ def test_an_idle_node_and_one_without_a_model_end_on_a_signal(start_node, connec
     for model in (story_model, '/nowhere'):
         node = start_node(model=model)
         connect(node)
+        segments = node.shared_memory()
         exit_code, seconds = node.end(signal.SIGINT)
         assert exit_code == 0
         assert seconds < BOUND_S
+        assert left_behind(segments) == []
 
 
 def test_a_client_goes_on_with_a_node_that_was_killed_and_started_again(

@@ -66,7 +66,7 @@ class State:
 
 @dataclass(frozen=True)
 class Turn:
-    """One request and its reply; ``key`` names the combination that it is."""
+    """One request and its reply; ``key`` names the combination that it is, '' if it is none."""
 
     category: str
     request: str
@@ -102,7 +102,7 @@ def held_out_dialogues(seed: int, count: int) -> list[Dialogue]:
 
 def is_held_out(key: str) -> bool:
     """Say whether a combination is held out; the same on every machine and for every seed."""
-    return int.from_bytes(sha256(key.encode()).digest()[:4], 'big') < HELD_OUT_SHARE * 2**32
+    return key != '' and int.from_bytes(sha256(key.encode()).digest()[:4], 'big') < HELD_OUT_SHARE * 2**32
 
 
 def _dialogue(draw: Random, held_out: bool) -> Dialogue:
@@ -142,9 +142,9 @@ def _draw_turn(draw: Random, state: State, offered: bool) -> Turn:
         state.place = None
     request, dressing = _dress(draw, template.format(**slots), polite)
     named = {name for name in _SLOT.findall(template) if name in _VALUES}
-    # A request without slots has no combination but the one with its politeness.
-    key = '|'.join([template, *(slots[name] for name in sorted(named))]
-                   if named else [template, dressing])
+    # A request without slots has no combination but the one with its politeness, if it has any.
+    parts = [slots[name] for name in sorted(named)] if named else [dressing] if dressing else []
+    key = '|'.join([template, *parts]) if parts else ''
     return Turn(category, request, reply.format(**{**slots, 'thing': slots.get('name')}), key)
 
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -439,17 +440,25 @@ def run(args: Optional[list[str]] = None) -> int:
     for number in _END_SIGNALS:
         signal.signal(number, _interrupt_once)
     try:
+        return _run_node()
+    finally:
+        # The node stands in cycles of references, and half a megabyte of shared memory that it
+        # holds would outlive the process.
+        gc.collect()
+        rclpy.try_shutdown()
+
+
+def _run_node() -> int:
+    try:
         node = ChatNode()
     except (ParameterException, RCLError) as error:
         print(f'tinychat: {error}', file=sys.stderr)
-        rclpy.try_shutdown()
         return 1
     forward_logging(node.get_logger())
     try:
         _serve(node)
     finally:
         node.destroy_node()
-        rclpy.try_shutdown()
     return 0
 
 
