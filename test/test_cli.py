@@ -92,7 +92,7 @@ def test_a_stop_string_ends_the_answer(capsys, stories):
     (['--prompt', 'a', '--temperature', '500'], 2, 'temperature: expected a value in [0.0, 100'),
     (['--prompt', ' '], 2, 'text: expected a prompt, got an empty one'),
     (['--prompt', 'a', '--max-new-tokens', '0'], 2, 'max_new_tokens: expected 1 or more, got 0'),
-    (['--raw', '--prompt', 'a ' * 600], 1, 'and the context of 512 tokens'),
+    (['--raw', '--prompt', 'a ' * 600], 1, '512 tokens holds a prompt of at most 511'),
     (['--prompt', 'a\udcff'], 2, 'text: expected valid Unicode'),
     (['--prompt', 'a', '--max-seq-len', '9999'], 2, 'max_seq_len: expected at most 512'),
     (['--prompt', 'a', '--chat-template', 'no.jinja'], 1, 'no.jinja: expected a text file'),

@@ -102,7 +102,8 @@ def held_out_dialogues(seed: int, count: int) -> list[Dialogue]:
 
 def is_held_out(key: str) -> bool:
     """Say whether a combination is held out; the same on every machine and for every seed."""
-    return key != '' and int.from_bytes(sha256(key.encode()).digest()[:4], 'big') < HELD_OUT_SHARE * 2**32
+    digest = int.from_bytes(sha256(key.encode()).digest()[:4], 'big')
+    return key != '' and digest < HELD_OUT_SHARE * 2**32
 
 
 def _dialogue(draw: Random, held_out: bool) -> Dialogue:
@@ -129,7 +130,7 @@ def _turn(draw: Random, state: State, held_out: bool) -> Turn:
 
 def _draw_turn(draw: Random, state: State, offered: bool) -> Turn:
     tables = _tables(state, offered)
-    table, polite = draw.choice(tables if draw.random() < 0.4 else tables[:2])
+    table, polite = draw.choice(tables if draw.random() < 0.6 else tables[:2])
     weights = [_weight(category, reply) for category, _, reply in table]
     category, requests, reply = draw.choices(table, weights)[0]
     template = draw.choice(requests)
@@ -159,7 +160,8 @@ def _tables(state: State, offered: bool) -> list[tuple[tuple, bool]]:
     if offered:
         tables += [(phrases.AGREED, False)] * 3
     if state.thing:
-        tables += [(phrases.ABOUT_THING, True), (phrases.ABOUT_THING_STATEMENTS, False)]
+        # To take up what was named is the hardest to learn.
+        tables += [(phrases.ABOUT_THING, True)] * 3 + [(phrases.ABOUT_THING_STATEMENTS, False)]
     else:
         tables += [(phrases.WITHOUT_THING, True)]
     if state.place:

@@ -32,14 +32,21 @@ PEOPLE = (
 COLORS = ('red', 'blue', 'green', 'yellow', 'black', 'white', 'orange', 'purple')
 
 THINGS = (
-    'cup', 'mug', 'glass', 'plate', 'bowl', 'bottle', 'book', 'newspaper', 'magazine', 'phone',
-    'charger', 'tablet', 'remote control', 'towel', 'blanket', 'pillow', 'umbrella', 'pen',
-    'notebook', 'letter', 'parcel', 'toy car', 'teddy bear', 'ball', 'watch', 'wallet', 'hat',
-    'jacket', 'scarf', 'sweater', 'bag', 'apple', 'banana', 'sandwich', 'vase', 'broom', 'bucket',
-    'screwdriver', 'hammer', 'flashlight', 'camera', 'toolbox')
+    'cup', 'mug', 'glass', 'plate', 'bowl', 'bottle', 'jar', 'spoon', 'fork', 'knife', 'pan',
+    'pot', 'kettle', 'teapot', 'tray', 'napkin', 'book', 'newspaper', 'magazine', 'map',
+    'photo', 'phone', 'charger', 'tablet', 'laptop', 'remote control', 'radio', 'clock', 'lamp',
+    'candle', 'towel', 'blanket', 'pillow', 'cushion', 'sponge', 'brush', 'comb', 'soap',
+    'umbrella', 'pen', 'notebook', 'ruler', 'letter', 'parcel', 'envelope', 'stamp', 'toy car',
+    'teddy bear', 'ball', 'doll', 'puzzle', 'kite', 'watch', 'ring', 'wallet', 'hat', 'cap',
+    'coat', 'jacket', 'scarf', 'shirt', 'sweater', 'belt', 'tie', 'bag', 'backpack', 'basket',
+    'box', 'apple', 'banana', 'pear', 'lemon', 'sandwich', 'cookie', 'vase', 'plant', 'flower',
+    'broom', 'bucket', 'mop', 'rope', 'ladder', 'screwdriver', 'hammer', 'wrench', 'drill',
+    'flashlight', 'camera', 'toolbox', 'guitar', 'drum', 'whistle', 'trumpet', 'helmet',
+    'whisk', 'lunch box')
 THINGS_PLURAL = (
-    'keys', 'glasses', 'slippers', 'socks', 'shoes', 'gloves', 'scissors', 'headphones', 'cookies',
-    'batteries', 'pencils', 'pills')
+    'keys', 'glasses', 'slippers', 'socks', 'shoes', 'boots', 'gloves', 'scissors',
+    'headphones', 'cookies', 'batteries', 'pencils', 'pills', 'trousers', 'letters', 'marbles',
+    'apples', 'nails', 'books', 'tools')
 
 HEAVY = ('sofa', 'fridge', 'piano', 'bed', 'wardrobe', 'washing machine', 'dining table', 'car')
 

@@ -15,28 +15,16 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import signal
-import sys
 import threading
-import time
-import traceback
-from types import FrameType
 from typing import Callable, Optional, Sequence
 import uuid
 
 from diagnostic_msgs.msg import DiagnosticArray
-import rclpy
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.exceptions import ParameterException
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
-from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from std_msgs.msg import String
 
@@ -48,20 +36,12 @@ from tinychat_ros.nodes import parameters
 from tinychat_ros.nodes.answer_publisher import AnswerPublisher
 from tinychat_ros.nodes.diagnostics import diagnostic_status, Statistics
 from tinychat_ros.nodes.lifecycle import answer_impossible_transitions
-from tinychat_ros.nodes.log_handler import forward_logging
 from tinychat_ros.nodes.messages import (
     conversation_info, CountTokens, fill_model_info, Generate, GetModelInfo,
     Interrupt, ListConversations, Prompt, ResetConversation, Response, Status, to_request)
+from tinychat_ros.nodes.process import run_process
 from tinychat_ros.nodes.publishers import Publishers, TOKENS_DEPTH
 
-RCLError = rclpy_implementation.RCLError
-
-# Python hands the interpreter over every 5 ms by default, longer than a small model's token.
-_SWITCH_INTERVAL_S = 0.0005
-_SHUTDOWN_GRACE_S = 0.5
-_LEAST_ROUNDS = 20
-_ROUNDS_PER_GOAL = 5
-_END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # The queue answers a burst of prompts, if need be with QUEUE_FULL; DDS would drop the oldest.
 _INPUT_DEPTH = 1000
 _NOT_ACTIVE = 'model: expected the node to be active with a model loaded'
@@ -379,96 +359,9 @@ def _is_meant(interrupt: Interrupt, running: Request) -> bool:
             and interrupt.conversation_id in ('', running.conversation_id))
 
 
-def _spin_once(executor: SingleThreadedExecutor, node: ChatNode,
-               timeout_s: Optional[float] = None) -> None:
-    """Run the next callback; one that fails does not take the node down."""
-    try:
-        executor.spin_once(timeout_sec=timeout_s)
-    except Exception:
-        node.get_logger().error(f'a callback failed:\n{traceback.format_exc()}')
-
-
-def _spin(executor: SingleThreadedExecutor, node: ChatNode, stopping: threading.Event) -> None:
-    while rclpy.ok() and not stopping.is_set():
-        _spin_once(executor, node)
-
-
-def _drain(executor: SingleThreadedExecutor, node: ChatNode, goals: int) -> None:
-    """Bring action clients their results: the end of a goal takes a few callbacks, one by one."""
-    rounds = _LEAST_ROUNDS + _ROUNDS_PER_GOAL * goals
-    give_up = time.monotonic() + _SHUTDOWN_GRACE_S
-    while rounds and time.monotonic() < give_up:
-        _spin_once(executor, node, timeout_s=0.0)
-        rounds -= 1
-
-
-def _interrupt_once(number: int, frame: Optional[FrameType]) -> None:
-    """Begin the end; a terminal and its launcher often both signal, and one is enough."""
-    for each in _END_SIGNALS:
-        # Python complains when a signal that is under way meets SIG_IGN.
-        signal.signal(each, lambda number, frame: None)
-    raise KeyboardInterrupt
-
-
-def _serve(node: ChatNode) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    stopping = threading.Event()
-    spinner = threading.Thread(target=_spin, args=(executor, node, stopping), name='tinychat-ros')
-    try:
-        node.autostart()
-        spinner.start()
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        node.get_logger().info('shutting down')
-    finally:
-        goals = node.open_goals
-        node.stop()
-        if spinner.ident is not None:
-            executor.create_task(stopping.set)
-            spinner.join()
-        _drain(executor, node, goals)
-        executor.shutdown()
-
-
-def run(args: Optional[list[str]] = None) -> int:
-    """Run the node until SIGINT or SIGTERM; 0 after an orderly end, 1 when it could not start."""
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    # rclpy's own handlers end the context at once, and with it the messages that end an answer.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    for number in _END_SIGNALS:
-        signal.signal(number, _interrupt_once)
-    try:
-        return _run_node()
-    finally:
-        # The node stands in cycles of references, and half a megabyte of shared memory that it
-        # holds would outlive the process.
-        gc.collect()
-        rclpy.try_shutdown()
-
-
-def _run_node() -> int:
-    try:
-        node = ChatNode()
-    except (ParameterException, RCLError) as error:
-        print(f'tinychat: {error}', file=sys.stderr)
-        return 1
-    forward_logging(node.get_logger())
-    try:
-        _serve(node)
-    finally:
-        node.destroy_node()
-    return 0
-
-
 def main() -> None:
     """Run the node as a process of its own."""
-    status = run()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is closed. Python's own way out tears torch down, which takes a second.
-    os._exit(status)
+    run_process(ChatNode)
 
 
 if __name__ == '__main__':
