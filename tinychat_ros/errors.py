@@ -57,8 +57,8 @@ class PromptTooLongError(InvalidRequestError):
     def __init__(self, prompt_tokens: int, max_seq_len: int) -> None:
         super().__init__(
             f'the prompt with its history takes {prompt_tokens} tokens, and the context of '
-            f'{max_seq_len} tokens holds a prompt of at most {max_seq_len - 1}; a conversation '
-            'that was reset begins anew')
+            f'{max_seq_len} tokens holds a prompt of at most {max_seq_len - 1} tokens; a '
+            'conversation that was reset begins anew')
         self.prompt_tokens = prompt_tokens
         self.max_seq_len = max_seq_len
 
