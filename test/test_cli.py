@@ -94,6 +94,8 @@ def test_a_stop_string_ends_the_answer(capsys, stories):
     (['--prompt', 'a', '--max-new-tokens', '0'], 2, 'max_new_tokens: expected 1 or more, got 0'),
     (['--raw', '--prompt', 'a ' * 600], 1, '512 tokens holds a prompt of at most 511'),
     (['--prompt', 'a\udcff'], 2, 'text: expected valid Unicode'),
+    (['--prompt', 'a', '--threads', '100000'], 2, 'num_threads: expected at most 1024'),
+    (['--model', 'setup.py', '--prompt', 'a'], 1, 'expected a checkpoint folder, got a file'),
     (['--prompt', 'a', '--max-seq-len', '9999'], 2, 'max_seq_len: expected at most 512'),
     (['--prompt', 'a', '--chat-template', 'no.jinja'], 1, 'no.jinja: expected a text file'),
     (['--prompt', 'a'], 1, 'expected a chat template'),
@@ -110,7 +112,8 @@ def test_an_error_is_one_line_and_an_exit_code(capsys, stories, args, code, word
     ['generate', '--prompt', 'a', '--seed', 'x']])
 def test_wrong_usage_exits_with_2(capsys, args):
     code, out, err = run(capsys, *args)
-    assert (code, out) == (2, '') and err.startswith('usage: tinychat')
+    assert (code, out) == (2, '')
+    assert err.startswith('tinychat') and ': error: ' in err and err.count('\n') == 1
 
 
 def test_verbose_shows_the_traceback():
@@ -174,6 +177,29 @@ def test_chat_remembers_and_resets(capsys, monkeypatch, chat_model):
     assert [turn['prompt'] for turn in turns] == ['One day', 'and', 'One day']
     assert turns[1]['cached_tokens'] > 0
     assert turns[2]['text'] == turns[0]['text']
+
+
+def test_a_line_that_cannot_be_served_does_not_end_the_chat(capsys, monkeypatch, chat_model):
+    lines = f'One day\n{"a " * 600}\nbytes \udcff\nand\n'
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(lines))
+    code, out, err = run(capsys, 'chat', '--model', chat_model, '--temperature', 0,
+                         '--max-new-tokens', 8, '--json')
+    turns = json.loads(out.splitlines()[-1])['turns']
+    assert [turn['prompt'] for turn in turns] == ['One day', 'and']
+    assert turns[1]['cached_tokens'] > 0
+    assert code == 1 and err.count('tinychat: error: ') == err.count('\n') == 2
+
+
+@pytest.mark.parametrize('option, code', [('--max-new-tokens=0', 2), ('--temperature=nan', 2),
+                                          ('--seed=1', 0)])
+def test_chat_says_of_a_wrong_option_before_it_asks(capsys, monkeypatch, chat_model, option, code):
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(''))
+    assert run(capsys, 'chat', '--model', chat_model, option)[0] == code
+
+
+def test_a_closed_stdin_is_the_end_of_the_chat(capsys, monkeypatch, chat_model):
+    monkeypatch.setattr(sys, 'stdin', None)
+    assert run(capsys, 'chat', '--model', chat_model) == (0, '', '')
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys, monkeypatch, chat_model):

@@ -23,7 +23,7 @@ import os
 from pathlib import Path
 import signal
 import sys
-from typing import Any, Optional, Sequence
+from typing import Any, NoReturn, Optional, Sequence
 
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.loader import num_parameters
@@ -59,16 +59,25 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Exception as error:
         if args.verbose:
             raise
-        known = isinstance(error, TinychatError)
-        print(f"tinychat: error: {'' if known else type(error).__name__ + ': '}{error}",
-              file=sys.stderr)
+        _print_error(error)
         usage = isinstance(error, (ConfigError, InvalidRequestError))
         return WRONG_USAGE if usage and not isinstance(error, PromptTooLongError) else FAILED
 
 
+def _print_error(error: Exception) -> None:
+    kind = '' if isinstance(error, TinychatError) else f'{type(error).__name__}: '
+    print(f'tinychat: error: {kind}{error}', file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the usage."""
+        self.exit(WRONG_USAGE, f'{self.prog}: error: {message}; see {self.prog} --help\n')
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog='tinychat', description='Run a 4-bit large language model on this machine. Exit '
         'codes: 0, 1 (failed), 2 (wrong usage).')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -187,25 +196,41 @@ def _stream(engine: Engine, request: Request, quiet: bool) -> Result:
 
 def _chat(args: argparse.Namespace) -> int:
     engine = _load_engine(args)
-    interactive = sys.stdin.isatty()
+    # A wrong option or a missing template shows before anything is typed.
+    _request(args, engine, 'Hello')
+    engine.count_tokens('Hello', with_chat_template=True)
+    interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:
         print(f'{engine.info.name} on {engine.info.device}. {_CHAT_HELP}.', file=sys.stderr)
-    turns = []
+    turns, status = [], 0
     while (text := _read_line(interactive)) not in (None, '/exit'):
-        if text == '/reset':
-            engine.reset_conversation(_CONVERSATION)
-        elif text.startswith('/'):
-            print(_CHAT_HELP, file=sys.stderr)
-        elif text.strip():
-            request = _request(args, engine, text, conversation_id=_CONVERSATION)
-            turns.append({'prompt': text, **_result_json(_stream(engine, request, args.json))})
+        try:
+            turns += _chat_line(args, engine, text)
+        except InvalidRequestError as error:
+            # One line that cannot be served must not end the talk.
+            _print_error(error)
+            status = 0 if interactive else FAILED
     if args.json:
         print(json.dumps({'turns': turns}))
-    return 0
+    return status
+
+
+def _chat_line(args: argparse.Namespace, engine: Engine, text: str) -> list[dict[str, Any]]:
+    """Answer a line or obey a command; return the turn, if it was one."""
+    if text == '/reset':
+        engine.reset_conversation(_CONVERSATION)
+    elif text.startswith('/'):
+        print(_CHAT_HELP, file=sys.stderr)
+    elif text.strip():
+        request = _request(args, engine, text, conversation_id=_CONVERSATION)
+        return [{'prompt': text, **_result_json(_stream(engine, request, args.json))}]
+    return []
 
 
 def _read_line(interactive: bool) -> Optional[str]:
     """Return the next line, or None at the end; Ctrl-C drops what was typed."""
+    if sys.stdin is None:
+        return None
     if interactive:
         import readline  # noqa: F401  (its import gives input() a history)
     while True:

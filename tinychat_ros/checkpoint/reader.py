@@ -65,7 +65,8 @@ class CheckpointReader:
 
     def __init__(self, path: Path) -> None:
         if not os.path.isdir(path):
-            raise CheckpointError(f'{path}: expected a checkpoint folder, and there is none')
+            found = 'got a file' if os.path.exists(path) else 'and there is none'
+            raise CheckpointError(f'{path}: expected a checkpoint folder, {found}')
         self.path = path
         self.config = ModelConfig.from_dict(read_json(path / 'config.json'))
         self._stack = ExitStack()
@@ -167,7 +168,9 @@ def _open(shard: Path) -> Any:
     try:
         return safe_open(shard, framework='pt')
     except FileNotFoundError:
-        raise CheckpointError(f'{shard}: expected a file, and there is none') from None
+        # safetensors says the same of a file that it may not read.
+        found = 'got one that may not be read' if shard.exists() else 'and there is none'
+        raise CheckpointError(f'{shard}: expected a file, {found}') from None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f'{shard}: expected a whole safetensors file, got: '
                               f'{error}') from None

@@ -33,6 +33,7 @@ _DEFAULT_MAX_SEQ_LEN = 2048
 # Below this, torch's threads wait for each other longer than they compute: for 200 tokens of a
 # model of 1 MB on a busy machine, one thread took 0.2 s and two took 1 to 11 s.
 _SMALL_MODEL_BYTES = 32 * 2**20
+_MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class EngineConfig:
             value = getattr(self, name)
             if value < lowest:
                 raise ConfigError(f'{name}: expected {lowest} or more, got {value}')
+        if self.num_threads > _MAX_THREADS:
+            raise ConfigError(f'num_threads: expected at most {_MAX_THREADS}, '
+                              f'got {self.num_threads}')
         if self.device == 'cuda' and not torch.cuda.is_available():
             raise ConfigError('device: expected a GPU for cuda, and torch finds none')
 
