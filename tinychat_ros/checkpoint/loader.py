@@ -52,10 +52,6 @@ class WeightLoader:
         self.formats: Counter[str] = Counter()
         self.on_reference: dict[str, list[str]] = {}
 
-    def has(self, name: str) -> bool:
-        """Say whether the checkpoint holds a tensor of this name."""
-        return name in self._reader.names
-
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return a plain tensor of this shape in the compute dtype."""
         return self._reader.floats(name, shape).to(self._device, self._dtype)
@@ -91,7 +87,7 @@ class WeightLoader:
 
     def _bias(self, name: str, n: int) -> Optional[Tensor]:
         bias = f'{name}.bias'
-        return self.tensor(bias, [n]) if self.has(bias) else None
+        return self.tensor(bias, [n]) if bias in self._reader.names else None
 
     def _prepare(self, name: str, weight: StoredWeight) -> StoredWeight:
         reason = why_reference(weight)

@@ -32,9 +32,6 @@ class WeightSource(Protocol):
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return a plain tensor of this shape in the compute dtype."""
 
-    def has(self, name: str) -> bool:
-        """Say whether the checkpoint holds a tensor of this name."""
-
     def linears(self, names: Sequence[str], out_features: Sequence[int],
                 in_features: int) -> tuple[Linear, ...]:
         """Return linears that share an input, joined into one where their kinds allow it."""
