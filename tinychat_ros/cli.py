@@ -25,8 +25,8 @@ import signal
 import sys
 from typing import Any, NoReturn, Optional, Sequence
 
-from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.loader import num_parameters
+from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.summary import (
     kv_bytes_fp16, summarize_layers, weight_bytes_per_token)
 from tinychat_ros.doctor import examine

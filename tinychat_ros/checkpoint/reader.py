@@ -20,7 +20,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Sequence
+from typing import AbstractSet, Any, Sequence
 
 from safetensors import safe_open, SafetensorError
 import torch
@@ -86,9 +86,9 @@ class CheckpointReader:
         self._stack.close()
 
     @property
-    def names(self) -> set[str]:
+    def names(self) -> AbstractSet[str]:
         """Return the names of all tensors."""
-        return set(self._files)
+        return self._files.keys()
 
     def generation_config(self) -> dict[str, Any]:
         """Return generation_config.json, empty where there is none."""

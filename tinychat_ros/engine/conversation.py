@@ -147,6 +147,12 @@ class ConversationStore:
                 self._release(conversation)
             return conversation is not None
 
+    def clear(self) -> None:
+        """Forget every conversation, one that is being answered too."""
+        with self._lock:
+            for conversation_id in list(self._conversations):
+                self.remove(conversation_id)
+
     def _make_room(self) -> None:
         if len(self._conversations) >= MAX_CONVERSATIONS:
             oldest = next(iter(self._conversations))

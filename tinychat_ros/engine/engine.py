@@ -72,7 +72,8 @@ class Engine:
             shape = reader.config
             max_seq_len = config.seq_len(shape.max_position_embeddings)
             budget = config.memory_budget or int(_FREE_MEMORY_SHARE * available_memory(device))
-            torch.set_num_threads(config.threads(weight_bytes(reader, dtype)))
+            size = weight_bytes(reader, dtype)
+            torch.set_num_threads(config.threads(size))
             check_memory(reader, dtype, config.num_slots, max_seq_len, budget)
             self.tokenizer = Tokenizer.load(config.model_path)
             _check_fit(self.tokenizer, reader)
@@ -84,7 +85,7 @@ class Engine:
             self.info = ModelInfo(
                 name=config.model_path.resolve().name, path=str(config.model_path),
                 architecture=shape.model_type, format=weight_format,
-                parameters=num_parameters(reader), weight_bytes=weight_bytes(reader, dtype),
+                parameters=num_parameters(reader), weight_bytes=size,
                 vocab_size=shape.vocab_size, max_seq_len=max_seq_len, num_slots=config.num_slots,
                 device=str(device), dtype=str(dtype).removeprefix('torch.'))
         cache = KVCache(shape, config.num_slots, max_seq_len, dtype, device)
@@ -130,6 +131,10 @@ class Engine:
     def reset_conversation(self, conversation_id: str) -> bool:
         """Forget a conversation; False when there is none. An answer under way is not recorded."""
         return self._conversations.remove(conversation_id)
+
+    def reset_all_conversations(self) -> None:
+        """Forget every conversation. An answer under way is not recorded."""
+        self._conversations.clear()
 
     def cut_last_answer(self, conversation_id: str, char_end: int) -> bool:
         """Cut the last answer to the characters that were heard; False without one."""

@@ -143,10 +143,7 @@ class Result:
     @property
     def tokens_per_second(self) -> float:
         """Return the decode rate, counted after the first token; 0 for fewer than two tokens."""
-        if self.completion_tokens < 2 or self.time_to_first_token is None:
-            return 0.0
-        seconds = self.duration - self.time_to_first_token
-        return (self.completion_tokens - 1) / seconds if seconds > 0 else 0.0
+        return decode_rate(self.completion_tokens, self.duration, self.time_to_first_token or 0.0)
 
 
 @dataclass(frozen=True)
@@ -165,6 +162,12 @@ class Chunk:
     def final(self) -> bool:
         """Say whether this is the last chunk."""
         return self.result is not None
+
+
+def decode_rate(completion_tokens: int, duration: float, time_to_first_token: float) -> float:
+    """Return tokens per second, counted after the first token; 0 for fewer than two tokens."""
+    seconds = duration - time_to_first_token
+    return (completion_tokens - 1) / seconds if completion_tokens > 1 and seconds > 0 else 0.0
 
 
 def check_unicode(name: str, text: str) -> None:

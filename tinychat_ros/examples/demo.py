@@ -28,11 +28,12 @@ from typing import Callable
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
+from tinychat_ros.engine.request import decode_rate
 from tinychat_ros.examples.loopback import isolate
 from tinychat_ros.nodes.messages import Response, Status, TokenChunk
+from tinychat_ros.nodes.publishers import LATCHED
 
 PROMPTS = (
     'Hello Tiny!',
@@ -44,7 +45,6 @@ PROMPTS = (
 )
 _START_S = 60.0
 _ANSWER_S = 60.0
-_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Listener(Node):
@@ -56,7 +56,7 @@ class Listener(Node):
         self.response: Response | None = None
         self.finished = False
         self._prompts = self.create_publisher(String, '/tinychat/prompt', 10)
-        self.create_subscription(Status, '/tinychat/status', self._status_callback, _LATCHED)
+        self.create_subscription(Status, '/tinychat/status', self._status_callback, LATCHED)
         self.create_subscription(TokenChunk, '/tinychat/tokens', self._token_callback, 1000)
         self.create_subscription(Response, '/tinychat/response', self._response_callback, 10)
 
@@ -138,8 +138,8 @@ def _wait(executor: SingleThreadedExecutor, process: subprocess.Popen,
 
 
 def _figures(response: Response) -> str:
-    decode = response.duration - response.time_to_first_token
-    rate = (response.completion_tokens - 1) / decode if decode > 0 else 0.0
+    rate = decode_rate(response.completion_tokens, response.duration,
+                       response.time_to_first_token)
     return (f'first token after {response.time_to_first_token * 1000:.0f} ms, '
             f'{response.completion_tokens} tokens, {rate:.0f} tokens/s, '
             f'{response.cached_tokens} of {response.prompt_tokens} prompt tokens were cached')

@@ -203,11 +203,10 @@ class ChatNode(LifecycleNode):
             response: ResetConversation.Response) -> ResetConversation.Response:
         if self._engine is None:
             return self._refuse(response)
-        running = self._scheduler.running if self._scheduler else None
         if self._scheduler is not None:
             self._scheduler.cancel(conversation_id=request.conversation_id)
         if not request.conversation_id:
-            self._reset_all(running)
+            self._engine.reset_all_conversations()
             response.success = True
             return response
         response.success = self._engine.reset_conversation(request.conversation_id)
@@ -215,13 +214,6 @@ class ChatNode(LifecycleNode):
             response.message = (f'conversation_id: expected one that is remembered, '
                                 f'got {request.conversation_id!r}')
         return response
-
-    def _reset_all(self, running: Optional[Request]) -> None:
-        names = {c.conversation_id for c in self._engine.conversations}
-        if running is not None:
-            names.add(running.conversation_id)  # its first answer is not remembered before it ends
-        for name in names:
-            self._engine.reset_conversation(name)
 
     def _list_conversations_callback(
             self, request: ListConversations.Request,

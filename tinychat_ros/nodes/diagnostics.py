@@ -22,6 +22,7 @@ from typing import Optional
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from tinychat_ros.engine.engine import ModelInfo
+from tinychat_ros.engine.request import decode_rate
 from tinychat_ros.nodes.messages import Response
 
 # Medians are over the last answers, so that they follow a change of load.
@@ -47,9 +48,10 @@ class Statistics:
         self.served += 1
         if response.completion_tokens:
             self._first_token.append(response.time_to_first_token)
-        decode = response.duration - response.time_to_first_token
-        if response.completion_tokens > 1 and decode > 0:
-            self._rate.append((response.completion_tokens - 1) / decode)
+        rate = decode_rate(response.completion_tokens, response.duration,
+                           response.time_to_first_token)
+        if rate:
+            self._rate.append(rate)
 
     def values(self) -> dict[str, str]:
         """Return the figures under the names that /diagnostics gives them."""

@@ -26,7 +26,7 @@ from tinychat_ros.nodes.messages import Response, Sentence, Status, TokenChunk
 TOKENS_DEPTH = 1000
 
 # The last message waits for whoever comes late.
-_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Publishers:
@@ -37,8 +37,8 @@ class Publishers:
         self.tokens = node.create_publisher(TokenChunk, '~/tokens', TOKENS_DEPTH)
         self.text = node.create_publisher(String, '~/text', 100)
         self._sentences = node.create_publisher(Sentence, '~/sentences', 50)
-        self.response = node.create_publisher(Response, '~/response', _LATCHED)
-        self._status = node.create_publisher(Status, '~/status', _LATCHED)
+        self.response = node.create_publisher(Response, '~/response', LATCHED)
+        self._status = node.create_publisher(Status, '~/status', LATCHED)
         self.diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
 
     def header(self) -> Header:
