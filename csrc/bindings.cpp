@@ -23,7 +23,7 @@
 
 #include "common.h"
 #include "cpu/isa.h"
-#include "cpu/w4a16.h"
+#include "cpu/wna16.h"
 
 namespace py = pybind11;
 
@@ -33,7 +33,7 @@ namespace {
 void require(bool holds, const char* argument, const std::string& expected,
              const std::string& got) {
   if (holds) return;
-  throw std::invalid_argument(std::string("w4a16_gemm: ") + argument + ": expected " + expected +
+  throw std::invalid_argument(std::string("wna16_gemm: ") + argument + ": expected " + expected +
                               ", got " + got);
 }
 
@@ -47,21 +47,23 @@ std::string resolve_isa(const std::string& isa) {
   return isa;
 }
 
-void checked_w4a16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
-                        int64_t k, int64_t block, int num_threads, const std::string& isa) {
+void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
+                        int64_t k, int bits, int64_t block, int num_threads,
+                        const std::string& isa) {
   require(x != 0, "x", "an address", "null");
   require(tiles != 0, "tiles", "an address", "null");
   require(out != 0, "out", "an address", "null");
   require(m >= 1, "m", "at least 1", std::to_string(m));
   require(n >= 8 && n % 8 == 0, "n", "a positive multiple of 8", std::to_string(n));
+  require(bits == 3 || bits == 4, "bits", "3 or 4", std::to_string(bits));
   require(block == 32 || block == 64 || block == 128, "block", "32, 64 or 128",
           std::to_string(block));
   require(k >= block && k % block == 0, "k",
           "a positive multiple of the block, " + std::to_string(block), std::to_string(k));
   require(num_threads >= 0, "num_threads", "0 (all processors) or more",
           std::to_string(num_threads));
-  w4a16_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
-             reinterpret_cast<float*>(out), m, n, k, block, num_threads, resolve_isa(isa));
+  wna16_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
+             reinterpret_cast<float*>(out), m, n, k, bits, block, num_threads, resolve_isa(isa));
 }
 
 py::dict build_info() {
@@ -85,12 +87,13 @@ py::dict build_info() {
 
 PYBIND11_MODULE(tinychat_kernels, module) {
   module.doc() = "The compiled kernels of tinychat_ros; tinychat_ros.kernels.ops calls them.";
-  module.def("w4a16_gemm", &tinychat::checked_w4a16_gemm, py::arg("x"), py::arg("tiles"),
-             py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("block"),
-             py::arg("num_threads"), py::arg("isa") = "auto",
+  module.def("wna16_gemm", &tinychat::checked_wna16_gemm, py::arg("x"), py::arg("tiles"),
+             py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("bits"),
+             py::arg("block"), py::arg("num_threads"), py::arg("isa") = "auto",
              py::call_guard<py::gil_scoped_release>(),
-             "Write out[m, n] = x[m, k] times the transposed 4-bit weight in tiles of 16 rows by\n"
-             "`block` columns. x and out are fp32, contiguous; x, tiles and out are addresses.");
+             "Write out[m, n] = x[m, k] times the transposed 3-bit or 4-bit weight in tiles of\n"
+             "16 rows by `block` columns. x and out are fp32, contiguous; x, tiles and out are\n"
+             "addresses.");
   module.def("cpu_isas", &tinychat::supported_isas,
              "List the instruction sets that kernels can use on this processor, best first.");
   module.def("build_info", &tinychat::build_info,

@@ -21,7 +21,7 @@ namespace tinychat {
 
 // Raised whenever a run-time weight layout changes. tinychat_ros/kernels/packing.py holds its
 // twin, and a module whose number differs is refused.
-constexpr int kLayoutVersion = 1;
+constexpr int kLayoutVersion = 2;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -24,7 +24,7 @@ from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.writer import awq_gemm_tensors
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
-from tinychat_ros.kernels.packing import QuantizedWeight, unpack_nibbles
+from tinychat_ros.kernels.packing import QuantizedWeight, unpack_codes
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 
@@ -93,7 +93,7 @@ def test_a_code_lies_where_its_input_and_output_say():
     weight = quantize_rtn(torch.eye(16, 32), 32)
     tensors = awq_gemm_tensors('l', weight)
     q = formats.unpack_awq(tensors['l.qweight'])
-    assert torch.equal(q.t(), unpack_nibbles(weight.qweight))
+    assert torch.equal(q.t(), unpack_codes(weight.qweight, 4))
     assert q[3, 3] == 15 and q[3, 4] == 0
 
 

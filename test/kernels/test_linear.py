@@ -19,12 +19,17 @@ import torch
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.linear import can_concatenate, concatenate, prepare, why_reference
-from tinychat_ros.kernels.packing import CpuTiles, QuantizedWeight
+from tinychat_ros.kernels.packing import CpuTiles, pack_codes, QuantizedWeight
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 
 def _random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _three_bits(n: int) -> QuantizedWeight:
+    codes = (_random(n, 64).abs() * 3).clamp(max=7).to(torch.uint8)
+    return QuantizedWeight(pack_codes(codes, 3), _random(n, 2).half(), codes[:, :2], 32, bits=3)
 
 
 def test_joined_plain_weights_keep_their_order():
@@ -40,13 +45,23 @@ def test_joined_quantized_weights_keep_every_bit():
     assert torch.equal(joined.dequantize(), torch.cat((q.dequantize(), k.dequantize())))
 
 
-@pytest.mark.parametrize('weights', [
-    [quantize_rtn(_random(8, 64), 32), quantize_rtn(_random(8, 64), 64)],
-    [quantize_rtn(_random(8, 64), 32), _random(8, 64)],
-], ids=['two group sizes', 'one plain'])
-def test_weights_of_different_kinds_are_not_joined(weights):
+def test_joined_weights_of_3_bits_keep_every_bit_and_their_width():
+    q, k = _three_bits(16), _three_bits(8)
+    joined = concatenate([q, k])
+    assert (joined.shape, joined.group_size, joined.bits) == ((24, 64), 32, 3)
+    assert torch.equal(joined.dequantize(), torch.cat((q.dequantize(), k.dequantize())))
+
+
+@pytest.mark.parametrize('weights, kinds', [
+    ([quantize_rtn(_random(8, 64), 32), quantize_rtn(_random(8, 64), 64)],
+     '4 bits in groups of 32, 4 bits in groups of 64'),
+    ([quantize_rtn(_random(8, 64), 32), _three_bits(8)],
+     '3 bits in groups of 32, 4 bits in groups of 32'),
+    ([quantize_rtn(_random(8, 64), 32), _random(8, 64)], '4 bits in groups of 32, plain'),
+], ids=['two group sizes', 'two widths', 'one plain'])
+def test_weights_of_different_kinds_are_not_joined(weights, kinds):
     assert not can_concatenate(weights)
-    with pytest.raises(KernelError, match='one kind and one group size'):
+    with pytest.raises(KernelError, match=f'expected weights of one kind, got {kinds}'):
         concatenate(weights)
 
 

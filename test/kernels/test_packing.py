@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The layouts of 4-bit weights, against loops that follow their drawings."""
+"""The layouts of 3-bit and 4-bit weights, against loops that follow their drawings."""
 
 import struct
 
@@ -20,15 +20,35 @@ import torch
 
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels.packing import (
-    cpu_tiles_refusal, pack_cpu_tiles, pack_nibbles, QuantizedWeight, unpack_nibbles)
+    cpu_tiles_refusal, pack_codes, pack_cpu_tiles, QuantizedWeight, unpack_codes)
+
+both_widths = pytest.mark.parametrize('bits', [3, 4])
 
 
-def random_weight(n, k, group_size):
+def random_weight(n, k, group_size, bits):
     generator = torch.Generator().manual_seed(n * k + group_size)
-    q = torch.randint(0, 16, (n, k), generator=generator, dtype=torch.uint8)
+
+    def codes(*shape):
+        return torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
+
     scales = torch.rand(n, k // group_size, generator=generator).half()
-    zeros = torch.randint(0, 16, (n, k // group_size), generator=generator, dtype=torch.uint8)
-    return QuantizedWeight(pack_nibbles(q), scales, zeros, group_size)
+    return QuantizedWeight(pack_codes(codes(n, k), bits), scales, codes(n, k // group_size),
+                           group_size, bits)
+
+
+def chunk_of_4_bits(rows):
+    """Build the bytes of a chunk from its rows of 8 codes."""
+    return bytes(row[i] | row[4 + i] << 4 for row in rows for i in range(4))
+
+
+def chunk_of_3_bits(rows):
+    """Build the bytes of a chunk from its rows of 32 codes."""
+    sets = ([row[i] | row[4 + i] << 3 | (row[24 + i] & 3) << 6 for row in rows for i in range(4)],
+            [row[8 + i] | row[12 + i] << 3 | (row[28 + i] & 3) << 6
+             for row in rows for i in range(4)],
+            [row[16 + i] | row[20 + i] << 3 | row[24 + i] >> 2 << 6 | row[28 + i] >> 2 << 7
+             for row in rows for i in range(4)])
+    return b''.join(map(bytes, sets))
 
 
 def tile_by_its_drawing(weight, first_row, first_k, block):
@@ -36,28 +56,44 @@ def tile_by_its_drawing(weight, first_row, first_k, block):
     n, _ = weight.shape
     rows = range(first_row, first_row + 16)
     group = first_k // weight.group_size
-    q = unpack_nibbles(weight.qweight)
+    q = unpack_codes(weight.qweight, weight.bits).tolist() + [[0] * weight.shape[1]] * 16
+    columns, chunk = (32, chunk_of_3_bits) if weight.bits == 3 else (8, chunk_of_4_bits)
     tile = bytearray()
-    for k in range(first_k, first_k + block, 8):
-        for row in rows:
-            for i in range(4):
-                tile.append(int(q[row, k + i] | q[row, k + 4 + i] << 4) if row < n else 0)
+    for k in range(first_k, first_k + block, columns):
+        tile += chunk([q[row][k:k + columns] for row in rows])
     for row in rows:
         tile += struct.pack('<e', float(weight.scales[row, group]) if row < n else 0)
     return tile + bytes(int(weight.zeros[row, group]) if row < n else 0 for row in rows)
 
 
-def test_nibbles_come_back_as_they_went_in():
-    q = torch.arange(16, dtype=torch.uint8).repeat(3, 2)
-    packed = pack_nibbles(q)
-    assert packed[0, :2].tolist() == [0x10, 0x32]
-    assert torch.equal(unpack_nibbles(packed), q)
+@pytest.mark.parametrize(('bits', 'q', 'packed'), [
+    (4, [0, 1, 2, 3], [0x10, 0x32]),
+    # The bits of 0 to 7, the last code first: 111 110 10|1 100 011 0|10 001 000.
+    (3, [0, 1, 2, 3, 4, 5, 6, 7], [0b10001000, 0b11000110, 0b11111010]),
+    (3, [7, 0, 0, 0, 0, 0, 0, 4, 0, 0, 5, 0, 0, 0, 0, 0], [0x07, 0, 0x80, 0x40, 0x01, 0]),
+])
+def test_codes_lie_one_after_another_from_the_lowest_bit(bits, q, packed):
+    assert pack_codes(torch.tensor([q], dtype=torch.uint8), bits).tolist() == [packed]
+    assert unpack_codes(torch.tensor([packed], dtype=torch.uint8), bits).tolist() == [q]
 
 
-@pytest.mark.parametrize('q', [torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(2, 4)])
-def test_nibbles_of_an_odd_width_or_another_dtype_are_refused(q):
-    with pytest.raises(KernelError, match='expected uint8 with an even last dimension'):
-        pack_nibbles(q)
+@both_widths
+def test_codes_are_the_bit_stream_of_their_row_and_come_back_as_they_went_in(bits):
+    q = torch.randint(0, 2**bits, (3, 40), generator=torch.Generator().manual_seed(bits),
+                      dtype=torch.uint8)
+    packed = pack_codes(q, bits)
+    for row, row_bytes in zip(q.tolist(), packed.tolist()):
+        stream = sum(code << bits * k for k, code in enumerate(row))
+        assert bytes(row_bytes) == stream.to_bytes(40 * bits // 8, 'little')
+    assert torch.equal(unpack_codes(packed, bits), q)
+
+
+@pytest.mark.parametrize(('bits', 'q', 'multiple'), [
+    (4, torch.zeros(2, 3, dtype=torch.uint8), 2), (4, torch.zeros(2, 4), 2),
+    (3, torch.zeros(2, 12, dtype=torch.uint8), 8), (3, torch.zeros(2, 8), 8)])
+def test_codes_that_fill_no_whole_bytes_or_of_another_dtype_are_refused(bits, q, multiple):
+    with pytest.raises(KernelError, match=f'uint8 with .* a multiple of {multiple}, got torch.'):
+        pack_codes(q, bits)
 
 
 def test_dequantizing_subtracts_the_zero_and_multiplies_by_the_scale_of_the_group():
@@ -69,27 +105,39 @@ def test_dequantizing_subtracts_the_zero_and_multiplies_by_the_scale_of_the_grou
     assert weight.dequantize().tolist() == [[0.0, 0.5, -24.0, -22.0]]
 
 
+def test_a_weight_of_3_bits_is_dequantized_by_the_same_formula():
+    weight = QuantizedWeight(
+        qweight=torch.tensor([[0b10001000, 0b11000110, 0b11111010]], dtype=torch.uint8),
+        scales=torch.tensor([[0.5, 2.0]], dtype=torch.float16),
+        zeros=torch.tensor([[1, 7]], dtype=torch.uint8), group_size=4, bits=3)
+    assert weight.shape == (1, 8)
+    assert weight.dequantize().tolist() == [[-0.5, 0.0, 0.5, 1.0, -6.0, -4.0, -2.0, 0.0]]
+
+
+@both_widths
 @pytest.mark.parametrize(('n', 'k', 'group_size', 'block'), [
     (16, 32, 32, 32), (8, 64, 64, 64), (24, 128, 128, 128), (32, 96, 96, 32), (40, 256, 256, 128),
     (8, 192, 192, 64), (16, 256, 32, 32), (16, 384, 128, 128),
 ])
-def test_tiles_follow_their_drawing(n, k, group_size, block):
-    weight = random_weight(n, k, group_size)
+def test_tiles_follow_their_drawing(n, k, group_size, block, bits):
+    weight = random_weight(n, k, group_size, bits)
     tiles = pack_cpu_tiles(weight)
-    assert (tiles.n, tiles.k, tiles.block) == (n, k, block)
+    assert (tiles.n, tiles.k, tiles.bits, tiles.block) == (n, k, bits, block)
     assert tiles.data.is_contiguous()
     expected = b''.join(tile_by_its_drawing(weight, row, column, block)
                         for row in range(0, n, 16) for column in range(0, k, block))
     assert tiles.data.numpy().tobytes() == expected
 
 
-def test_a_weight_packed_in_several_parts_equals_its_parts():
-    weight = random_weight(2072, 64, 32)
+@both_widths
+def test_a_weight_packed_in_several_parts_equals_its_parts(bits):
+    weight = random_weight(2072, 64, 32, bits)
     data = pack_cpu_tiles(weight).data
     assert data.shape[0] == 130
     for first in (0, 1024, 2048):
         rows = slice(first, first + 1024)
-        part = QuantizedWeight(weight.qweight[rows], weight.scales[rows], weight.zeros[rows], 32)
+        part = QuantizedWeight(weight.qweight[rows], weight.scales[rows], weight.zeros[rows], 32,
+                               bits)
         expected = pack_cpu_tiles(part).data
         assert torch.equal(data[first // 16:first // 16 + len(expected)], expected)
 
@@ -100,11 +148,11 @@ def test_a_weight_packed_in_several_parts_equals_its_parts():
     (16, 96, 48, 'group size 48 is not a multiple of 32'),
 ])
 def test_a_weight_that_no_tile_fits_is_refused_with_the_reason(n, k, group_size, reason):
-    weight = random_weight(n, k, group_size)
+    weight = random_weight(n, k, group_size, 4)
     assert cpu_tiles_refusal(weight) == reason
     with pytest.raises(KernelError, match=reason):
         pack_cpu_tiles(weight)
 
 
 def test_a_weight_that_fits_is_not_refused():
-    assert cpu_tiles_refusal(random_weight(8, 32, 32)) is None
+    assert cpu_tiles_refusal(random_weight(8, 32, 32, 3)) is None

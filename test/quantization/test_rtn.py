@@ -25,7 +25,7 @@ from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import FinishReason, Request
 from tinychat_ros.engine.tokenizer import Tokenizer
-from tinychat_ros.kernels.packing import unpack_nibbles
+from tinychat_ros.kernels.packing import unpack_codes
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 
@@ -47,7 +47,7 @@ def test_no_weight_moves_further_than_half_a_step(group, offset):
 def test_a_weight_inside_its_range_takes_the_nearest_code_of_the_stored_scale():
     w = _random(64, 2048)
     weight = quantize_rtn(w, 64)
-    q = unpack_nibbles(weight.qweight)
+    q = unpack_codes(weight.qweight, 4)
     step = weight.scales.float().repeat_interleave(64, 1)
     inside = (q > 0) & (q < 15)
     assert ((weight.dequantize() - w).abs() <= step * 0.50001)[inside].all()
@@ -58,7 +58,7 @@ def test_codes_and_zero_points_of_a_row_by_hand():
     weight = quantize_rtn(w, 32)
     assert weight.scales[:, 0].tolist() == pytest.approx([0.2, 0.1], rel=1e-3)
     assert weight.zeros[:, 0].tolist() == [5, 0]
-    q = unpack_nibbles(weight.qweight)
+    q = unpack_codes(weight.qweight, 4)
     assert q[0, :4].tolist() == [0, 5, 8, 15] or q[0, :4].tolist() == [0, 5, 7, 15]
     assert q[1, :4].tolist()[:3] == [0, 15, 1]
 

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.checkpoint.tinychat_w3 import read_w3
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
 from tinychat_ros.kernels.linear import StoredWeight
-from tinychat_ros.kernels.packing import pack_nibbles, QuantizedWeight, unpack_nibbles
+from tinychat_ros.kernels.packing import pack_codes, QuantizedWeight, unpack_codes
 
 # AutoAWQ gemm: output channel 8c + j sits in this nibble of column c.
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -76,6 +77,7 @@ def read_awq_gemm(reader: CheckpointReader, name: str, n: int, k: int) -> Quanti
 
 FORMATS = (
     WeightFormat('awq-gemm', ('qweight', 'qzeros', 'scales'), read_awq_gemm),
+    WeightFormat('tinychat-w3', ('qweight3', 'scales', 'zeros'), read_w3),
     WeightFormat('plain', ('weight',), read_plain),
 )
 
@@ -102,7 +104,7 @@ def detect(reader: CheckpointReader, name: str) -> WeightFormat:
 def unpack_awq(packed: Tensor) -> Tensor:
     """Unpack int32 [R, N/8] in AutoAWQ's order into uint8 [R, N]."""
     as_bytes = packed.contiguous().view(torch.uint8)
-    return unpack_nibbles(as_bytes).view(-1, 8)[:, list(AWQ_NIBBLES)].view(packed.shape[0], -1)
+    return unpack_codes(as_bytes, 4).view(-1, 8)[:, list(AWQ_NIBBLES)].view(packed.shape[0], -1)
 
 
 def transpose_awq(packed: Tensor) -> Tensor:
@@ -126,4 +128,4 @@ def pack_awq(q: Tensor) -> Tensor:
     """Pack uint8 [R, N] of values 0..15 into int32 [R, N/8], the inverse of :func:`unpack_awq`."""
     channels = [AWQ_NIBBLES.index(nibble) for nibble in range(8)]
     ordered = q.reshape(-1, 8)[:, channels].view(q.shape[0], -1)
-    return pack_nibbles(ordered).view(torch.int32)
+    return pack_codes(ordered, 4).view(torch.int32)

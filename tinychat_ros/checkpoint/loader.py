@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
 import logging
 import math
 from pathlib import Path
@@ -35,7 +37,8 @@ from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
 
 _LOGGER = logging.getLogger(__name__)
-_WEIGHTS_PER_INT32 = 8
+# Weights in an element, by the last part of the tensor's name.
+_WEIGHTS = {'weight': 1, 'bias': 1, 'qweight': 8, 'qweight3': Fraction(8, 3)}
 
 
 class WeightLoader:
@@ -81,8 +84,9 @@ class WeightLoader:
         self.formats[weight_format.name] += 1
         weight = weight_format.read(self._reader, name, n, k)
         if isinstance(weight, QuantizedWeight):
-            return QuantizedWeight(weight.qweight.to(self._device), weight.scales.to(self._device),
-                                   weight.zeros.to(self._device), weight.group_size)
+            return replace(weight, qweight=weight.qweight.to(self._device),
+                           scales=weight.scales.to(self._device),
+                           zeros=weight.zeros.to(self._device))
         return weight.to(self._device, self._dtype)
 
     def _bias(self, name: str, n: int) -> Optional[Tensor]:
@@ -118,8 +122,8 @@ def weight_bytes(reader: CheckpointReader, dtype: torch.dtype) -> int:
 
 def num_parameters(reader: CheckpointReader) -> int:
     """Return how many numbers the model has; a quantized weight counts as N * K."""
-    return sum(math.prod(reader.shape(name)) * (1 if _is_plain(name) else _WEIGHTS_PER_INT32)
-               for name in reader.names if _is_plain(name) or name.endswith('.qweight'))
+    return int(sum(math.prod(reader.shape(name)) * _WEIGHTS.get(name.rsplit('.', 1)[-1], 0)
+                   for name in reader.names))
 
 
 def _is_plain(name: str) -> bool:

@@ -22,6 +22,7 @@ import torch
 
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.checkpoint.tinychat_w3 import shape_of_w3
 from tinychat_ros.kernels.linear import why_reference
 from tinychat_ros.kernels.packing import QuantizedWeight
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
@@ -50,8 +51,9 @@ class LayerSummary:
 
 def summarize_layers(reader: CheckpointReader) -> list[LayerSummary]:
     """Describe every linear of a checkpoint, in the order of the names."""
+    weights = ('.weight', '.qweight', '.qweight3')
     stems = {name.rsplit('.', 1)[0] for name in reader.names
-             if name.endswith(('.weight', '.qweight')) and len(reader.shape(name)) == 2}
+             if name.endswith(weights) and len(reader.shape(name)) == 2}
     return [_summarize(reader, stem) for stem in sorted(stems - {_EMBEDDING}, key=_natural)]
 
 
@@ -74,8 +76,11 @@ def _summarize(reader: CheckpointReader, name: str) -> LayerSummary:
     if weight_format == 'plain':
         n, k = reader.shape(f'{name}.weight')
         return LayerSummary(name, weight_format, n, k, None, None)
-    k, n = reader.shape(f'{name}.qweight')[0], reader.shape(f'{name}.scales')[1]
-    group_size = k // reader.shape(f'{name}.scales')[0]
+    if weight_format == 'tinychat-w3':
+        n, k, group_size = shape_of_w3(reader, name)
+    else:
+        k, n = reader.shape(f'{name}.qweight')[0], reader.shape(f'{name}.scales')[1]
+        group_size = k // reader.shape(f'{name}.scales')[0]
     # Only the shape counts, so that the weight need not be read.
     shape_only = QuantizedWeight(torch.empty(1, dtype=torch.uint8).expand(n, k // 2),
                                  torch.empty(0), torch.empty(0), group_size)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writes a checkpoint that this engine, transformers and vLLM can load."""
+"""Writes a checkpoint that this engine can load, and with 4 bits transformers and vLLM too."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tinychat_ros.checkpoint.formats import pack_awq
+from tinychat_ros.checkpoint.tinychat_w3 import w3_tensors
 from tinychat_ros.kernels.linear import StoredWeight
-from tinychat_ros.kernels.packing import QuantizedWeight, unpack_nibbles
+from tinychat_ros.kernels.packing import QuantizedWeight, unpack_codes
 
 
 def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
@@ -37,14 +38,15 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
 
     :param config: the contents of config.json.
     :param tensors: a plain tensor under its own name; a quantized weight under its layer's name,
-        written as AutoAWQ ``gemm``: ``qweight`` int32 [K, N/8], ``qzeros``, ``scales``.
+        written as AutoAWQ ``gemm``, ``qweight`` int32 [K, N/8], ``qzeros``, ``scales``, or, of 3
+        bits, as ``tinychat-w3``, see :mod:`~tinychat_ros.checkpoint.tinychat_w3`.
     :param extra_files: tokenizer and generation files, copied under their own names.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     flat: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if isinstance(value, QuantizedWeight):
-            flat.update(awq_gemm_tensors(name, value))
+            flat.update((w3_tensors if value.bits == 3 else awq_gemm_tensors)(name, value))
         else:
             flat[name] = value.contiguous()
     _replace(out_dir / 'model.safetensors',
@@ -65,7 +67,7 @@ def awq_gemm_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
     if weight.shape[0] % 8:
         raise ValueError(f'{name}: expected N to be a multiple of 8, got {weight.shape[0]}')
     return {
-        f'{name}.qweight': pack_awq(unpack_nibbles(weight.qweight).t().contiguous()),
+        f'{name}.qweight': pack_awq(unpack_codes(weight.qweight, 4).t().contiguous()),
         f'{name}.qzeros': pack_awq(weight.zeros.t().contiguous()),
         f'{name}.scales': weight.scales.t().contiguous(),
     }

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, Sequence, Union
 
 import torch
@@ -47,22 +47,27 @@ def concatenate(weights: Sequence[StoredWeight]) -> StoredWeight:
     """
     Stack weights that share an input along N, so that one call computes them all.
 
-    :raises KernelError: when they are not all plain, or not all quantized with one group size.
+    :raises KernelError: when they are not all plain, or not all quantized alike.
     """
     if all(isinstance(w, Tensor) for w in weights):
         return torch.cat(list(weights))
-    sizes = {w.group_size if isinstance(w, QuantizedWeight) else None for w in weights}
-    if len(sizes) != 1:
-        raise KernelError('concatenate: expected weights of one kind and one group size, got '
-                          f'group sizes {sorted(map(str, sizes))} (None: not quantized)')
-    return QuantizedWeight(torch.cat([w.qweight for w in weights]),
-                           torch.cat([w.scales for w in weights]),
-                           torch.cat([w.zeros for w in weights]), sizes.pop())
+    if not can_concatenate(weights):
+        raise KernelError('concatenate: expected weights of one kind, got '
+                          + ', '.join(sorted({_kind(w) for w in weights})))
+    return replace(weights[0], qweight=torch.cat([w.qweight for w in weights]),
+                   scales=torch.cat([w.scales for w in weights]),
+                   zeros=torch.cat([w.zeros for w in weights]))
 
 
 def can_concatenate(weights: Sequence[StoredWeight]) -> bool:
     """Say whether :func:`concatenate` takes these weights."""
-    return len({w.group_size if isinstance(w, QuantizedWeight) else None for w in weights}) == 1
+    return len({_kind(w) for w in weights}) == 1
+
+
+def _kind(weight: StoredWeight) -> str:
+    if isinstance(weight, QuantizedWeight):
+        return f'{weight.bits} bits in groups of {weight.group_size}'
+    return 'plain'
 
 
 def why_reference(weight: StoredWeight) -> Optional[str]:

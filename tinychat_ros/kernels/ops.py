@@ -64,7 +64,7 @@ def linear(x: Tensor, layer: Linear) -> Tensor:
     :raises KernelError: when K of x and of the weight differ.
     """
     if isinstance(layer.weight, CpuTiles):
-        out = _w4a16_cpu(x, layer.weight)
+        out = _wna16_cpu(x, layer.weight)
     else:
         _check_features(x, layer.weight.shape[1])
         out = reference.linear(x, layer.weight)
@@ -118,14 +118,14 @@ def _linears(x: Tensor, layers: Sequence[Linear]) -> Tensor:
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
-def _w4a16_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
+def _wna16_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
     _check_features(x, tiles.k)
     # The kernel's activations are fp32: fp16 and bf16 widen exactly.
     x32 = x.float().contiguous()
     out = torch.empty(x.shape[0], tiles.n, dtype=torch.float32)
-    extension.load().w4a16_gemm(
+    extension.load().wna16_gemm(
         x32.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
-        x.shape[0], tiles.n, tiles.k, tiles.block, torch.get_num_threads())
+        x.shape[0], tiles.n, tiles.k, tiles.bits, tiles.block, torch.get_num_threads())
     return out.to(x.dtype)
 
 

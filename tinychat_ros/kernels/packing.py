@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The layouts of 4-bit weights in memory, each defined here and nowhere else.
+The layouts of 3-bit and 4-bit weights in memory, each defined here and nowhere else.
 
 ``QuantizedWeight`` is the canonical form, which every checkpoint format is read into.
 N = output features, K = input features, G = group size.
@@ -20,7 +20,8 @@ N = output features, K = input features, G = group size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import math
 
 import torch
 from torch import Tensor
@@ -31,47 +32,71 @@ from tinychat_ros.errors import KernelError
 @dataclass(frozen=True)
 class QuantizedWeight:
     """
-    A W4 weight, w[n, k] = (q[n, k] - zeros[n, k // G]) * scales[n, k // G].
+    A W3 or W4 weight, w[n, k] = (q[n, k] - zeros[n, k // G]) * scales[n, k // G].
 
-    :param qweight: uint8 [N, K/2]; byte j of a row holds q[2j] in its low nibble, then q[2j+1].
+    :param qweight: uint8 [N, K * bits / 8]; q[n, k] is in the bits [k * bits, (k + 1) * bits) of
+        row n, counted from the lowest of its first byte.
     :param scales: fp16 [N, K/G].
-    :param zeros: uint8 [N, K/G], 0 to 15.
+    :param zeros: uint8 [N, K/G], 0 to 2^bits - 1.
     :param group_size: G, never -1: one group per row is G = K.
+    :param bits: 3, where K is a multiple of 8, or 4, where it is even.
     """
 
     qweight: Tensor
     scales: Tensor
     zeros: Tensor
     group_size: int
+    bits: int = 4
 
     @property
     def shape(self) -> tuple[int, int]:
         """Return (N, K)."""
-        return self.qweight.shape[0], self.qweight.shape[1] * 2
+        return self.qweight.shape[0], self.qweight.shape[1] * 8 // self.bits
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [N, K] in ``dtype``."""
         n, k = self.shape
-        q = unpack_nibbles(self.qweight).view(n, -1, self.group_size)
+        q = unpack_codes(self.qweight, self.bits).view(n, -1, self.group_size)
         w = (q.to(torch.float32) - self.zeros[..., None]) * self.scales[..., None].float()
         return w.view(n, k).to(dtype)
 
 
-def pack_nibbles(q: Tensor) -> Tensor:
-    """Pack uint8 [N, K] of values 0..15 into uint8 [N, K/2], low nibble first."""
-    if q.dtype != torch.uint8 or q.shape[-1] % 2:
-        raise KernelError(f'pack_nibbles: expected uint8 with an even last dimension, '
-                          f'got {q.dtype} {list(q.shape)}')
-    return q[..., 0::2] | (q[..., 1::2] << 4)
+def pack_codes(q: Tensor, bits: int) -> Tensor:
+    """
+    Pack uint8 [..., K] of values 0 to 2^bits - 1 into uint8 [..., K * bits / 8], lowest bit first.
+
+    :raises KernelError: when q is not uint8, or K codes do not fill whole bytes.
+    """
+    unit = math.lcm(8, bits) // bits
+    if q.dtype != torch.uint8 or q.shape[-1] % unit:
+        raise KernelError(f'pack_codes: expected uint8 with a last dimension that is a multiple '
+                          f'of {unit}, got {q.dtype} {list(q.shape)}')
+    codes = q.unflatten(-1, (-1, unit))
+    packed = q.new_zeros(*codes.shape[:-1], unit * bits // 8)
+    for i in range(unit):
+        byte, shift = divmod(i * bits, 8)
+        packed[..., byte] |= codes[..., i] << shift
+        if shift + bits > 8:
+            packed[..., byte + 1] |= codes[..., i] >> (8 - shift)
+    return packed.flatten(-2)
 
 
-def unpack_nibbles(packed: Tensor) -> Tensor:
-    """Unpack uint8 [N, K/2] into uint8 [N, K], the inverse of :func:`pack_nibbles`."""
-    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+def unpack_codes(packed: Tensor, bits: int) -> Tensor:
+    """Unpack uint8 [..., K * bits / 8] into uint8 [..., K], the inverse of :func:`pack_codes`."""
+    unit = math.lcm(8, bits) // bits
+    units = packed.unflatten(-1, (-1, unit * bits // 8))
+    codes = []
+    for i in range(unit):
+        byte, shift = divmod(i * bits, 8)
+        code = units[..., byte] >> shift
+        if shift + bits > 8:
+            code |= units[..., byte + 1] << (8 - shift)
+        codes.append(code & (2**bits - 1))
+    return torch.stack(codes, dim=-1).flatten(-2)
 
 
 # Raised whenever a run-time layout below changes; csrc/common.h holds its twin.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 TILE_ROWS = 16
 _ROWS_AT_ONCE = 1024
@@ -80,17 +105,19 @@ _ROWS_AT_ONCE = 1024
 @dataclass(frozen=True)
 class CpuTiles:
     """
-    A W4 weight as the compiled CPU kernels read it; csrc/cpu/w4a16.h draws the layout.
+    A W3 or W4 weight as the compiled CPU kernels read it; csrc/cpu/wna16.h draws the layout.
 
-    :param data: uint8 [ceil(N / 16), K / block, block * 8 + 48], contiguous, on the CPU.
+    :param data: uint8 [ceil(N / 16), K / block, block * bits * 2 + 48], contiguous, on the CPU.
     :param n: N, the rows that are not padding.
     :param k: K.
+    :param bits: 3 or 4.
     :param block: columns per tile, 128, 64 or 32. A larger group repeats its scales in each tile.
     """
 
     data: Tensor
     n: int
     k: int
+    bits: int
     block: int
 
 
@@ -117,28 +144,44 @@ def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
         raise KernelError(f'pack_cpu_tiles: {refusal}')
     n, k = weight.shape
     block = next(b for b in (128, 64, 32) if weight.group_size % b == 0)
-    data = torch.empty((n + TILE_ROWS - 1) // TILE_ROWS, k // block, block * 8 + 48,
-                       dtype=torch.uint8)
+    data = torch.empty((n + TILE_ROWS - 1) // TILE_ROWS, k // block,
+                       block * weight.bits * 2 + 48, dtype=torch.uint8)
     for begin in range(0, n, _ROWS_AT_ONCE):
         rows = slice(begin, begin + _ROWS_AT_ONCE)
-        part = QuantizedWeight(weight.qweight[rows], weight.scales[rows], weight.zeros[rows],
-                               weight.group_size)
+        part = replace(weight, qweight=weight.qweight[rows], scales=weight.scales[rows],
+                       zeros=weight.zeros[rows])
         tile_rows = slice(begin // TILE_ROWS, (begin + _ROWS_AT_ONCE) // TILE_ROWS)
         data[tile_rows] = _pack_tile_rows(part, block)
-    return CpuTiles(data, n, k, block)
+    return CpuTiles(data, n, k, weight.bits, block)
 
 
 def _pack_tile_rows(weight: QuantizedWeight, block: int) -> Tensor:
     """Pack some rows of a weight into uint8 [ceil(rows / 16), K / block, tile bytes]."""
     n, k = weight.shape
-    octets = unpack_nibbles(weight.qweight).view(n, k // block, block // 8, 2, 4)
-    words = octets[..., 0, :] | (octets[..., 1, :] << 4)
+    octets = unpack_codes(weight.qweight, weight.bits).view(n, k // block, block // 8, 2, 4)
+    words = (_words_of_3_bits if weight.bits == 3 else _words_of_4_bits)(octets)
     repeats = weight.group_size // block
     scales = weight.scales.repeat_interleave(repeats, dim=1)
     zeros = weight.zeros.repeat_interleave(repeats, dim=1)
     chunks = _into_tiles(words).permute(0, 2, 3, 1, 4)
     per_row = [_into_tiles(t).transpose(1, 2).contiguous() for t in (scales, zeros)]
     return torch.cat([chunks.flatten(2), *(t.view(torch.uint8) for t in per_row)], dim=2)
+
+
+def _words_of_4_bits(octets: Tensor) -> Tensor:
+    """Pack codes [..., octets, 2, 4] into words uint8 [..., octets, 4]."""
+    return octets[..., 0, :] | (octets[..., 1, :] << 4)
+
+
+def _words_of_3_bits(octets: Tensor) -> Tensor:
+    """Pack codes [..., octets, 2, 4] into words uint8 [..., octets * 3 / 4, 4]."""
+    chunks = octets.unflatten(-3, (-1, 4))
+    words = chunks[..., :3, 0, :] | (chunks[..., :3, 1, :] << 3)
+    low, high = chunks[..., 3, :, :].unbind(-2)
+    words[..., 0, :] |= (low & 3) << 6
+    words[..., 1, :] |= (high & 3) << 6
+    words[..., 2, :] |= (low >> 2 << 6) | (high >> 2 << 7)
+    return words.flatten(-3, -2)
 
 
 def _into_tiles(rows: Tensor) -> Tensor:

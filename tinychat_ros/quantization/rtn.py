@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tinychat_ros.kernels.packing import pack_nibbles, QuantizedWeight
+from tinychat_ros.kernels.packing import pack_codes, QuantizedWeight
 
 
 def quantize_rtn(weight: Tensor, group_size: int) -> QuantizedWeight:
@@ -49,5 +49,5 @@ def quantize_rtn(weight: Tensor, group_size: int) -> QuantizedWeight:
     step = scales.float()
     zeros = torch.round(-low / step).clamp(0, 15)
     q = (torch.round(w / step[..., None]) + zeros[..., None]).clamp(0, 15)
-    return QuantizedWeight(pack_nibbles(q.to(torch.uint8).view(n, k)), scales,
+    return QuantizedWeight(pack_codes(q.to(torch.uint8).view(n, k), 4), scales,
                            zeros.to(torch.uint8), group)

@@ -12,7 +12,7 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-#include "cpu/w4a16.h"
+#include "cpu/wna16.h"
 
 #include <algorithm>
 
@@ -34,13 +34,14 @@ constexpr int64_t kMaxDotRows = 3;
 constexpr int64_t kMinProductsPerThread = int64_t{1} << 21;
 
 struct Problem {
-  const W4A16Body& body;
+  const WNA16Body& body;
   const float* x;
   const uint8_t* tiles;
   float* out;
   int64_t m;
   int64_t n;
   int64_t k;
+  int bits;
   int64_t block;
 };
 
@@ -49,10 +50,11 @@ void multiply_tile_row(const Problem& p, const uint8_t* tile, const float* x, in
                        float* total) {
   alignas(64) float unpacked[kMaxBlock * kTileRows];
   std::fill_n(total, rows * kTileRows, 0.0f);
-  for (int64_t k = 0; k < p.k; k += p.block, tile += w4a16_tile_bytes(p.block)) {
+  for (int64_t k = 0; k < p.k; k += p.block, tile += wna16_tile_bytes(p.bits, p.block)) {
     if (rows > kMaxDotRows) {
       p.body.unpack(tile, p.block, unpacked);
-      p.body.multiply(tile, p.block, unpacked, x + k, p.k, rows, total);
+      p.body.multiply(tile + wna16_scales_offset(p.bits, p.block), p.block, unpacked, x + k, p.k,
+                      rows, total);
       continue;
     }
     for (int64_t row = 0; row < rows; ++row) {
@@ -62,7 +64,7 @@ void multiply_tile_row(const Problem& p, const uint8_t* tile, const float* x, in
 }
 
 void multiply_tile_rows(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t tile_row_bytes = p.k / p.block * w4a16_tile_bytes(p.block);
+  const int64_t tile_row_bytes = p.k / p.block * wna16_tile_bytes(p.bits, p.block);
   alignas(64) float total[kRowBlock * kTileRows];
   for (int64_t row = 0; row < p.m; row += kRowBlock) {
     const int64_t rows = std::min(kRowBlock, p.m - row);
@@ -76,30 +78,30 @@ void multiply_tile_rows(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
-struct NamedBody {
+struct NamedBodies {
   const char* isa;
-  const W4A16Body& body;
+  const WNA16Body* bodies;
 };
 
-const NamedBody kBodies[] = {
+const NamedBodies kBodies[] = {
 #if defined(__x86_64__)
-    {"avx2", kW4A16Avx2},
+    {"avx2", kWNA16Avx2},
 #endif
-    {"generic", kW4A16Generic},
+    {"generic", kWNA16Generic},
 };
 
-const W4A16Body& body_for(const std::string& isa) {
-  for (const NamedBody& named : kBodies) {
-    if (isa == named.isa) return named.body;
+const WNA16Body& body_for(const std::string& isa, int bits) {
+  for (const NamedBodies& named : kBodies) {
+    if (isa == named.isa) return named.bodies[bits - 3];
   }
-  return kW4A16Generic;
+  return kWNA16Generic[bits - 3];
 }
 
 }  // namespace
 
-void w4a16_gemm(const float* x, const uint8_t* tiles, float* out, int64_t m, int64_t n, int64_t k,
-                int64_t block, int num_threads, const std::string& isa) {
-  const Problem problem{body_for(isa), x, tiles, out, m, n, k, block};
+void wna16_gemm(const float* x, const uint8_t* tiles, float* out, int64_t m, int64_t n, int64_t k,
+                int bits, int64_t block, int num_threads, const std::string& isa) {
+  const Problem problem{body_for(isa, bits), x, tiles, out, m, n, k, bits, block};
   static const int processors = available_processors();
   const int64_t worthwhile = ceil_div(m * n * k, kMinProductsPerThread);
   const int64_t threads =

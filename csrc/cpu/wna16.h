@@ -19,7 +19,8 @@
 
 namespace tinychat {
 
-// out = x * w^T for a 4-bit weight w[n, k] = (q[n, k] - zero) * scale, accumulated in fp32.
+// WNA16, weights of a few bits and activations of 16: out = x * w^T for a weight
+// w[n, k] = (q[n, k] - zero) * scale of 3-bit or 4-bit codes q, accumulated in fp32.
 //
 // The weight lies in tiles of 16 rows by `block` columns, which lie one after another along K and
 // then down the rows, so that a matrix-vector product reads one sequential stream:
@@ -28,49 +29,59 @@ namespace tinychat {
 //   n =  0  | tile 0  | tile 1  | ... | tile T-1 |      T = K / block
 //   n = 16  | tile T  | tile T+1| ...            |
 //
-//   one tile: chunk 0 | chunk 1 | ... | chunk block/8-1 | fp16 scale[16] | uint8 zero[16]
+//   one tile: chunk 0 | chunk 1 | ... | fp16 scale[16] | uint8 zero[16]
 //
-//   chunk c, 64 bytes, holds k = 8c .. 8c+7 of the tile as one 4-byte word for each row, low
-//   and high nibble of each byte:
+//   4 bits: chunk c, 64 bytes, holds k = 8c .. 8c+7 of the tile as a set of 16 words, one of 4
+//   bytes for each row, low and high nibble of each byte:
 //             byte 0          byte 1          byte 2          byte 3
 //   word r    q[k+0], q[k+4]  q[k+1], q[k+5]  q[k+2], q[k+6]  q[k+3], q[k+7]
 //
+//   3 bits: chunk c, 192 bytes, holds k = 32c .. 32c+31 of the tile as three such sets, which have
+//   room for 8 k more in the upper two bits of their bytes. Byte i of word r:
+//             bits 0-2   bits 3-5   bits 6-7
+//   set 0     q[k+i]     q[k+4+i]   bits 0-1 of q[k+24+i]
+//   set 1     q[k+8+i]   q[k+12+i]  bits 0-1 of q[k+28+i]
+//   set 2     q[k+16+i]  q[k+20+i]  bit 2 of q[k+24+i], bit 2 of q[k+28+i]
+//
 // When N is 8 modulo 16, rows 8..15 of the last row of tiles are padding, computed and dropped.
 // A row of `out` depends on its row of `x` alone: neither m nor num_threads changes a bit of it.
-void w4a16_gemm(const float* x,           // [m, k]; beyond 1e28 sums may overflow
-                const uint8_t* tiles,     // [ceil(n / 16), k / block, w4a16_tile_bytes(block)]
+void wna16_gemm(const float* x,           // [m, k]; beyond 1e28 sums may overflow
+                const uint8_t* tiles,     // [ceil(n / 16), k / block, bytes of a tile]
                 float* out,               // [m, n], apart from x and tiles
                 int64_t m,                // >= 1
                 int64_t n,                // a multiple of 8
                 int64_t k,                // a multiple of block
+                int bits,                 // 3 or 4
                 int64_t block,            // 32, 64 or 128
                 int num_threads,          // 0: one for each processor that this process may use
                 const std::string& isa);  // one of supported_isas()
 
 constexpr int64_t kTileRows = 16;
+constexpr int64_t kSetBytes = kTileRows * 4;
 constexpr int64_t kMaxBlock = 128;
 
-constexpr int64_t w4a16_scales_offset(int64_t block) { return block * 8; }
-constexpr int64_t w4a16_zeros_offset(int64_t block) { return block * 8 + 32; }
-constexpr int64_t w4a16_tile_bytes(int64_t block) { return block * 8 + 48; }
+constexpr int64_t wna16_scales_offset(int bits, int64_t block) { return block * bits * 2; }
+constexpr int64_t wna16_zeros_offset(int bits, int64_t block) { return block * bits * 2 + 32; }
+constexpr int64_t wna16_tile_bytes(int bits, int64_t block) { return block * bits * 2 + 48; }
 
-// What an instruction set has to provide; w4a16.cpp has the loops over tiles, rows and threads.
-// dot(tile) and unpack(tile) followed by multiply() give the same bits, so that a token's
-// activations are the same whether it was processed alone or among others.
-struct W4A16Body {
+// What an instruction set has to provide for each width; wna16.cpp has the loops over tiles, rows
+// and threads. dot(tile) and unpack(tile) followed by multiply() give the same bits, so that a
+// token's activations are the same whether it was processed alone or among others.
+struct WNA16Body {
   // total[16] += the tile's 16 rows times x[block].
   void (*dot)(const uint8_t* tile, int64_t block, const float* x, float* total);
   // Writes the tile's q - zero as floats, in the order and with the factor that multiply() wants.
   void (*unpack)(const uint8_t* tile, int64_t block, float* unpacked /* [block * 16] */);
   // total[row][16] += the tile's 16 rows times x[row][block], for each of `rows` rows of x that
-  // lie `x_stride` floats apart. The tile itself is read for its scales only.
-  void (*multiply)(const uint8_t* tile, int64_t block, const float* unpacked, const float* x,
+  // lie `x_stride` floats apart. `scales` are the tile's.
+  void (*multiply)(const uint8_t* scales, int64_t block, const float* unpacked, const float* x,
                    int64_t x_stride, int64_t rows, float* total);
 };
 
-extern const W4A16Body kW4A16Generic;
+// For 3 and for 4 bits.
+extern const WNA16Body kWNA16Generic[2];
 #if defined(__x86_64__)
-extern const W4A16Body kW4A16Avx2;
+extern const WNA16Body kWNA16Avx2[2];
 #endif
 
 }  // namespace tinychat

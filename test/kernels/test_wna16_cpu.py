@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The compiled W4A16 kernels for the CPU, against the dequantized weight in fp64."""
+"""The compiled WNA16 kernels for the CPU, against the dequantized weight in fp64."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from tinychat_ros.kernels import extension
-from tinychat_ros.kernels.packing import pack_cpu_tiles, pack_nibbles, QuantizedWeight
+from tinychat_ros.kernels.packing import pack_codes, pack_cpu_tiles, QuantizedWeight
 
 kernels = extension.load()
 if kernels is None:
@@ -36,26 +36,27 @@ PROBLEMS = [(n, k, group) for n, k in SHAPES for group in (32, 64, 128, -1) if k
 FEW_TILES = (40, 4096)
 
 every_isa = pytest.mark.parametrize('isa', kernels.cpu_isas())
+both_widths = pytest.mark.parametrize('bits', [3, 4])
 
 
 def seeded(*numbers):
     return torch.Generator().manual_seed(hash(numbers) % 2**31)
 
 
-def random_weight(n, k, group_size=-1, q=None, zero=None, scale=None):
+def random_weight(n, k, group_size=-1, bits=4, q=None, zero=None, scale=None):
     """Build a weight of random values, or of the ones that are given."""
     group = k if group_size == -1 else group_size
     generator = seeded(n, k, group)
 
     def values(shape, value):
-        random = torch.randint(0, 16, shape, generator=generator, dtype=torch.uint8)
+        random = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
         return random if value is None else torch.full_like(random, value)
 
     scales = torch.rand(n, k // group, generator=generator) * 0.1
     if scale is not None:
         scales = torch.full_like(scales, scale)
-    return QuantizedWeight(pack_nibbles(values((n, k), q)), scales.half(),
-                           values((n, k // group), zero), group)
+    return QuantizedWeight(pack_codes(values((n, k), q), bits), scales.half(),
+                           values((n, k // group), zero), group, bits)
 
 
 def random_x(m, k):
@@ -64,8 +65,8 @@ def random_x(m, k):
 
 def gemm(x, tiles, isa='auto', num_threads=0):
     out = torch.full((x.shape[0], tiles.n), float('nan'))
-    kernels.w4a16_gemm(x.data_ptr(), tiles.data.data_ptr(), out.data_ptr(), x.shape[0], tiles.n,
-                       tiles.k, tiles.block, num_threads, isa)
+    kernels.wna16_gemm(x.data_ptr(), tiles.data.data_ptr(), out.data_ptr(), x.shape[0], tiles.n,
+                       tiles.k, tiles.bits, tiles.block, num_threads, isa)
     return out
 
 
@@ -77,9 +78,10 @@ def assert_matches_oracle(out, x, weight):
 
 
 @every_isa
+@both_widths
 @pytest.mark.parametrize(('n', 'k', 'group_size'), PROBLEMS)
-def test_every_shape_matches_the_oracle_and_m_does_not_change_a_bit(n, k, group_size, isa):
-    weight = random_weight(n, k, group_size)
+def test_every_shape_matches_the_oracle_and_m_does_not_change_a_bit(n, k, group_size, bits, isa):
+    weight = random_weight(n, k, group_size, bits)
     tiles = pack_cpu_tiles(weight)
     x = random_x(max(ROWS_OF_X), k)
     out = gemm(x, tiles, isa)
@@ -89,9 +91,10 @@ def test_every_shape_matches_the_oracle_and_m_does_not_change_a_bit(n, k, group_
 
 
 @every_isa
+@both_widths
 @pytest.mark.parametrize(('n', 'k', 'm'), [(*FEW_TILES, 64), (*FEW_TILES, 51), (4096, 4096, 1)])
-def test_the_number_of_threads_does_not_change_a_bit(n, k, m, isa):
-    tiles = pack_cpu_tiles(random_weight(n, k, 128))
+def test_the_number_of_threads_does_not_change_a_bit(n, k, m, bits, isa):
+    tiles = pack_cpu_tiles(random_weight(n, k, 128, bits))
     x = random_x(m, k)
     alone = gemm(x, tiles, isa, num_threads=1)
     for num_threads in (0, 2, 3, 7):
@@ -99,26 +102,29 @@ def test_the_number_of_threads_does_not_change_a_bit(n, k, m, isa):
 
 
 @every_isa
-@pytest.mark.parametrize('q', [None, 0, 15])
-@pytest.mark.parametrize('zero', [0, 15])
+@pytest.mark.parametrize(('bits', 'q', 'zero'), [
+    (bits, q, zero) for bits in (3, 4)
+    for q in (None, 0, 2**bits - 1) for zero in (0, 2**bits - 1)])
 @pytest.mark.parametrize('offset', [0.0, 1e4])
-def test_extreme_codes_and_zero_points_match_the_oracle(q, zero, offset, isa):
-    weight = random_weight(24, 384, 128, q=q, zero=zero)
+def test_extreme_codes_and_zero_points_match_the_oracle(bits, q, zero, offset, isa):
+    weight = random_weight(24, 384, 128, bits, q=q, zero=zero)
     x = random_x(5, 384) + offset
     assert_matches_oracle(gemm(x, pack_cpu_tiles(weight), isa), x, weight)
 
 
 @every_isa
+@both_widths
 @pytest.mark.parametrize('scale', [2.0**-24, -2.0**-15, 2.0**-14, 0.0, 65504.0])
-def test_subnormal_and_large_scales_match_the_oracle(scale, isa):
-    weight = random_weight(24, 160, 32, scale=scale)
+def test_subnormal_and_large_scales_match_the_oracle(scale, bits, isa):
+    weight = random_weight(24, 160, 32, bits, scale=scale)
     x = random_x(5, 160)
     assert_matches_oracle(gemm(x, pack_cpu_tiles(weight), isa), x, weight)
 
 
 @every_isa
-def test_a_row_of_zeros_gives_zeros_and_a_nan_stays_in_its_row(isa):
-    weight = random_weight(24, 128)
+@both_widths
+def test_a_row_of_zeros_gives_zeros_and_a_nan_stays_in_its_row(bits, isa):
+    weight = random_weight(24, 128, bits=bits)
     tiles = pack_cpu_tiles(weight)
     x = random_x(8, 128)
     x[2] = 0
@@ -131,16 +137,17 @@ def test_a_row_of_zeros_gives_zeros_and_a_nan_stays_in_its_row(isa):
 
 
 @every_isa
+@both_widths
 @pytest.mark.parametrize('m', [1, 5])
-def test_nothing_beside_the_result_is_written_and_no_alignment_is_needed(m, isa):
-    weight = random_weight(24, 96, 32)
+def test_nothing_beside_the_result_is_written_and_no_alignment_is_needed(m, bits, isa):
+    weight = random_weight(24, 96, 32, bits)
     tiles = pack_cpu_tiles(weight)
     x = random_x(m, 96)
     shifted_x = torch.cat((torch.zeros(1), x.flatten()))
     shifted_tiles = torch.cat((torch.zeros(1, dtype=torch.uint8), tiles.data.flatten()))
     out = torch.full((1 + m * 24 + 16,), -7.0)
-    kernels.w4a16_gemm(shifted_x.data_ptr() + 4, shifted_tiles.data_ptr() + 1, out.data_ptr() + 4,
-                       m, 24, 96, tiles.block, 1, isa)
+    kernels.wna16_gemm(shifted_x.data_ptr() + 4, shifted_tiles.data_ptr() + 1, out.data_ptr() + 4,
+                       m, 24, 96, bits, tiles.block, 1, isa)
     assert torch.equal(out[1:1 + m * 24].view(m, 24), gemm(x, tiles, isa))
     assert out[0] == -7 and (out[1 + m * 24:] == -7).all()
 
@@ -162,6 +169,8 @@ def test_auto_takes_the_best_isa_and_generic_is_always_there():
     ('n', 0, 'a positive multiple of 8, got 0'),
     ('k', 100, 'a positive multiple of the block, 32, got 100'),
     ('k', 0, 'a positive multiple of the block, 32, got 0'),
+    ('bits', 2, '3 or 4, got 2'),
+    ('bits', 5, '3 or 4, got 5'),
     ('block', 48, '32, 64 or 128, got 48'),
     ('num_threads', -1, '0 .all processors. or more, got -1'),
     ('isa', 'abacus', "'auto' or .*'generic', got 'abacus'"),
@@ -170,9 +179,9 @@ def test_a_wrong_argument_is_refused_by_name(argument, value, expected):
     memory = torch.zeros(1024)
     address = memory.data_ptr()
     arguments = {'x': address, 'tiles': address, 'out': address, 'm': 1, 'n': 8, 'k': 32,
-                 'block': 32, 'num_threads': 1, 'isa': 'auto', argument: value}
-    with pytest.raises(ValueError, match=f'w4a16_gemm: {argument}: expected {expected}'):
-        kernels.w4a16_gemm(**arguments)
+                 'bits': 4, 'block': 32, 'num_threads': 1, 'isa': 'auto', argument: value}
+    with pytest.raises(ValueError, match=f'wna16_gemm: {argument}: expected {expected}'):
+        kernels.wna16_gemm(**arguments)
 
 
 def test_other_python_threads_run_during_a_call():
