@@ -13,6 +13,7 @@
 # limitations under the License.
 """The layouts of a linear's weight, pinned by numbers written by hand."""
 
+import itertools
 import json
 
 import pytest
@@ -20,8 +21,9 @@ from safetensors.torch import save_file
 from tiny_models import llama_config, llama_tensors, write_model
 import torch
 
-from tinychat_ros.checkpoint import formats
+from tinychat_ros.checkpoint import awq_layouts, formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.checkpoint.scales import padded_groups
 from tinychat_ros.checkpoint.writer import awq_gemm_tensors
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
 from tinychat_ros.kernels.packing import QuantizedWeight, unpack_nibbles
@@ -46,9 +48,9 @@ FALLING = 0x8ACE9BDF
 
 
 def test_awq_words_hold_their_channels_in_the_published_order():
-    q = formats.unpack_awq(_int32([RISING, FALLING]))
+    q = awq_layouts.unpack_awq(_int32([RISING, FALLING]))
     assert q.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 15, 14, 13, 12, 11, 10, 9, 8]]
-    assert torch.equal(formats.pack_awq(q), _int32([RISING, FALLING]))
+    assert torch.equal(awq_layouts.pack_awq(q), _int32([RISING, FALLING]))
 
 
 def test_an_awq_layer_is_read_as_drawn(tmp_path):
@@ -92,7 +94,7 @@ def test_awq_written_and_read_back_keeps_every_bit(group, tmp_path):
 def test_a_code_lies_where_its_input_and_output_say():
     weight = quantize_rtn(torch.eye(16, 32), 32)
     tensors = awq_gemm_tensors('l', weight)
-    q = formats.unpack_awq(tensors['l.qweight'])
+    q = awq_layouts.unpack_awq(tensors['l.qweight'])
     assert torch.equal(q.t(), unpack_nibbles(weight.qweight))
     assert q[3, 3] == 15 and q[3, 4] == 0
 
@@ -104,9 +106,32 @@ def test_a_plain_layer_is_told_apart_by_its_tensor(tmp_path):
         assert formats.detect(reader, 'lm_head').name == 'plain'
 
 
+class Headers:
+    """What tells formats apart: the shapes of the tensors of a layer ``l``."""
+
+    def __init__(self, qweight, qzeros, scales):
+        self._shapes = {'l.qweight': qweight, 'l.qzeros': qzeros, 'l.scales': scales}
+        self.names = self._shapes.keys()
+
+    def shape(self, name):
+        return list(self._shapes[name])
+
+
+def test_awq_formats_of_the_same_names_are_told_apart_by_every_shape():
+    sizes = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+    for n, k in itertools.product(sizes, sizes):
+        for g in (g for g in {2, 8, 32, 64, 128, k} if k % g == 0):
+            p = padded_groups(k, g)
+            for name, headers in {
+                    'awq-gemm': Headers((k, n // 8), (k // g, n // 8), (k // g, n)),
+                    'awq-gemv': Headers((n, k // 8), (n, p // 8), (n, p)),
+                    'awq-gemv-fast': Headers((n // 4, k), (p, n), (p, n))}.items():
+                assert formats.detect(headers, 'l').name == name
+
+
 @pytest.mark.parametrize('tensors, error, named', [
-    ({}, CheckpointError, 'l.weight or l.qweight, and there is neither'),
-    ({'l.bias': torch.zeros(8)}, CheckpointError, 'neither'),
+    ({}, CheckpointError, 'l.qweight or l.weight_packed or l.weight, and there is none'),
+    ({'l.bias': torch.zeros(8)}, CheckpointError, 'there is none'),
     ({'l.qweight': _int32([0]), 'l.scales': torch.ones(1, 8)}, UnsupportedModelError,
      'got l.qweight, l.scales'),
     ({'l.weight_packed': _int32([0])}, UnsupportedModelError, 'got l.weight_packed'),
@@ -122,7 +147,7 @@ def _awq(n=16, k=64, group=32):
 
 
 @pytest.mark.parametrize('changes, named', [
-    ({'scales': torch.ones(3, 16).half()}, r'l.scales: expected \[K/G, 16\].*got \[3, 16\]'),
+    ({'scales': torch.ones(3, 16).half()}, r'l.scales: expected K/G .*got \[3, 16\]'),
     ({'scales': torch.ones(0, 16).half()}, r'l.scales: .*got \[0, 16\]'),
     ({'scales': torch.tensor(1.0)}, r'l.scales: .*got \[\]'),
     ({'scales': torch.ones(64, 16).half()}, 'even group size'),

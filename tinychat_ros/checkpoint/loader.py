@@ -35,7 +35,6 @@ from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
 
 _LOGGER = logging.getLogger(__name__)
-_WEIGHTS_PER_INT32 = 8
 
 
 class WeightLoader:
@@ -118,8 +117,11 @@ def weight_bytes(reader: CheckpointReader, dtype: torch.dtype) -> int:
 
 def num_parameters(reader: CheckpointReader) -> int:
     """Return how many numbers the model has; a quantized weight counts as N * K."""
-    return sum(math.prod(reader.shape(name)) * (1 if _is_plain(name) else _WEIGHTS_PER_INT32)
-               for name in reader.names if _is_plain(name) or name.endswith('.qweight'))
+    matrices = (formats.detect(reader, name).shape(reader, name)
+                for name in formats.layer_names(reader))
+    vectors = (shape for shape in map(reader.shape, filter(_is_plain, reader.names))
+               if len(shape) != 2)
+    return sum(n * k for n, k, _ in matrices) + sum(map(math.prod, vectors))
 
 
 def _is_plain(name: str) -> bool:

@@ -50,9 +50,8 @@ class LayerSummary:
 
 def summarize_layers(reader: CheckpointReader) -> list[LayerSummary]:
     """Describe every linear of a checkpoint, in the order of the names."""
-    stems = {name.rsplit('.', 1)[0] for name in reader.names
-             if name.endswith(('.weight', '.qweight')) and len(reader.shape(name)) == 2}
-    return [_summarize(reader, stem) for stem in sorted(stems - {_EMBEDDING}, key=_natural)]
+    names = formats.layer_names(reader) - {_EMBEDDING}
+    return [_summarize(reader, name) for name in sorted(names, key=_natural)]
 
 
 def weight_bytes_per_token(reader: CheckpointReader) -> int:
@@ -70,16 +69,14 @@ def kv_bytes_fp16(reader: CheckpointReader) -> int:
 
 
 def _summarize(reader: CheckpointReader, name: str) -> LayerSummary:
-    weight_format = formats.detect(reader, name).name
-    if weight_format == 'plain':
-        n, k = reader.shape(f'{name}.weight')
-        return LayerSummary(name, weight_format, n, k, None, None)
-    k, n = reader.shape(f'{name}.qweight')[0], reader.shape(f'{name}.scales')[1]
-    group_size = k // reader.shape(f'{name}.scales')[0]
+    weight_format = formats.detect(reader, name)
+    n, k, group_size = weight_format.shape(reader, name)
+    if group_size is None:
+        return LayerSummary(name, weight_format.name, n, k, None, None)
     # Only the shape counts, so that the weight need not be read.
     shape_only = QuantizedWeight(torch.empty(1, dtype=torch.uint8).expand(n, k // 2),
                                  torch.empty(0), torch.empty(0), group_size)
-    return LayerSummary(name, weight_format, n, k, group_size, why_reference(shape_only))
+    return LayerSummary(name, weight_format.name, n, k, group_size, why_reference(shape_only))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterable, Mapping
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinychat_ros.checkpoint.formats import pack_awq
+from tinychat_ros.checkpoint.awq_layouts import pack_awq
 from tinychat_ros.kernels.linear import StoredWeight
 from tinychat_ros.kernels.packing import QuantizedWeight, unpack_nibbles
 
