@@ -28,7 +28,8 @@ from torch import Tensor
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
 from tinychat_ros.kernels.linear import StoredWeight
-from tinychat_ros.kernels.packing import pack_nibbles, QuantizedWeight, unpack_nibbles
+from tinychat_ros.kernels.packing import (
+    Int8Weight, pack_nibbles, QuantizedWeight, unpack_nibbles)
 
 # AutoAWQ gemm: output channel 8c + j sits in this nibble of column c.
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -74,8 +75,24 @@ def read_awq_gemm(reader: CheckpointReader, name: str, n: int, k: int) -> Quanti
         group_size=k // groups)
 
 
+def read_w8a8(reader: CheckpointReader, name: str, n: int, k: int) -> Int8Weight:
+    """Read compressed-tensors' int-quantized ``weight`` int8 [N, K], ``weight_scale`` [N, 1]."""
+    zero_point = f'{name}.weight_zero_point'
+    if zero_point in reader.names:
+        raise UnsupportedModelError(f'{zero_point}: expected a symmetric int8 weight, without it')
+    qweight = reader.raw(f'{name}.weight', [n, k], torch.int8)
+    if (qweight == -128).any():
+        raise CheckpointError(f'{name}.weight: expected -127 to 127, got -128')
+    scales = reader.floats(f'{name}.weight_scale', [n, 1]).float().view(n)
+    if (scales < 0).any():
+        raise CheckpointError(f'{name}.weight_scale: expected values of 0 or more, '
+                              f'got {float(scales.min()):g}')
+    return Int8Weight(qweight, scales)
+
+
 FORMATS = (
     WeightFormat('awq-gemm', ('qweight', 'qzeros', 'scales'), read_awq_gemm),
+    WeightFormat('w8a8', ('weight', 'weight_scale'), read_w8a8),
     WeightFormat('plain', ('weight',), read_plain),
 )
 

@@ -23,7 +23,7 @@ import torch
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.kernels.linear import why_reference
-from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 
 _EMBEDDING = 'model.embed_tokens'
@@ -35,7 +35,7 @@ class LayerSummary:
     """
     One linear: N output and K input features.
 
-    :param group_size: None for a plain weight.
+    :param group_size: None where a scale covers a whole row (w8a8), and for a plain weight.
     :param reference_reason: why a quantized weight runs on the torch reference of this machine's
         CPU; None where a kernel takes it, and for plain weights, which are torch's own.
     """
@@ -74,6 +74,11 @@ def _summarize(reader: CheckpointReader, name: str) -> LayerSummary:
     if weight_format == 'plain':
         n, k = reader.shape(f'{name}.weight')
         return LayerSummary(name, weight_format, n, k, None, None)
+    if weight_format == 'w8a8':
+        n, k = reader.shape(f'{name}.weight')
+        reason = why_reference(Int8Weight(torch.empty(1, dtype=torch.int8).expand(n, k),
+                                          torch.empty(0)))
+        return LayerSummary(name, weight_format, n, k, None, reason)
     k, n = reader.shape(f'{name}.qweight')[0], reader.shape(f'{name}.scales')[1]
     group_size = k // reader.shape(f'{name}.scales')[0]
     # Only the shape counts, so that the weight need not be read.
