@@ -24,9 +24,9 @@ import torch
 from tinychat_ros.checkpoint import awq_layouts, formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.scales import padded_groups
-from tinychat_ros.checkpoint.writer import awq_gemm_tensors
+from tinychat_ros.checkpoint.writer import awq_gemm_tensors, w8a8_tensors
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
-from tinychat_ros.kernels.packing import QuantizedWeight, unpack_nibbles
+from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight, unpack_nibbles
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 
@@ -182,3 +182,57 @@ def test_scales_of_another_float_type_become_fp16(dtype, tmp_path):
     with _open(tmp_path, tensors) as reader:
         scales = formats.read_awq_gemm(reader, 'l', 16, 64).scales
     assert scales.dtype == torch.float16 and (scales == 0.25).all()
+
+
+def _int8(n=3, k=5):
+    q = torch.arange(-7, n * k - 7).view(n, k).to(torch.int8)
+    q[0, 0], q[-1, -1] = -128, 127
+    return Int8Weight(q, torch.linspace(0.0, 2.0, n))
+
+
+def test_int8_written_and_read_back_keeps_every_bit(tmp_path):
+    weight = _int8()
+    tensors = w8a8_tensors('l', weight)
+    assert {name: (list(t.shape), t.dtype) for name, t in tensors.items()} == {
+        'l.weight': ([3, 5], torch.int8), 'l.weight_scale': ([3, 1], torch.float32)}
+    with _open(tmp_path, tensors) as reader:
+        assert formats.detect(reader, 'l').name == 'w8a8'
+        back = formats.read_w8a8(reader, 'l', 3, 5)
+    assert torch.equal(back.qweight, weight.qweight)
+    assert torch.equal(back.scales, weight.scales)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_int8_scales_of_another_float_type_become_fp32(dtype, tmp_path):
+    tensors = {**w8a8_tensors('l', _int8()), 'l.weight_scale': torch.full((3, 1), 0.25).to(dtype)}
+    with _open(tmp_path, tensors) as reader:
+        scales = formats.read_w8a8(reader, 'l', 3, 5).scales
+    assert scales.dtype == torch.float32 and scales.tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize('changes, named', [
+    ({'weight': torch.ones(3, 5).to(torch.float8_e4m3fn)},
+     'l.weight: expected torch.int8, got torch.float8_e4m3fn'),
+    ({'weight': torch.ones(3, 5)}, 'l.weight: expected torch.int8, got torch.float32'),
+    ({'weight': torch.ones(5, 3, dtype=torch.int8)},
+     r'l.weight: expected shape \[3, 5\], got \[5, 3\]'),
+    ({'weight_scale': torch.ones(3)}, r'l.weight_scale: expected shape \[3, 1\], got \[3\]'),
+    ({'weight_scale': torch.ones(1, 1)}, r'l.weight_scale: expected shape \[3, 1\]'),
+    ({'weight_scale': torch.ones(3, 1, dtype=torch.int32)}, 'l.weight_scale: expected fp32, fp16'),
+    ({'weight_scale': torch.full((3, 1), float('nan'))}, 'l.weight_scale: .*NaN.* 3 of 3'),
+    ({'weight_scale': torch.full((3, 1), float('inf'))}, 'l.weight_scale: expected finite'),
+    ({'weight_scale': torch.tensor([[1.0], [-0.5], [1.0]])},
+     'l.weight_scale: expected values of 0 or more, got -0.5'),
+])
+def test_an_int8_tensor_that_cannot_be_right_is_refused_by_name(changes, named, tmp_path):
+    tensors = {**w8a8_tensors('l', _int8()), **{f'l.{name}': t for name, t in changes.items()}}
+    with _open(tmp_path, tensors) as reader, pytest.raises(CheckpointError, match=named):
+        formats.read_w8a8(reader, 'l', 3, 5)
+
+
+def test_an_int8_layer_with_zero_points_is_refused(tmp_path):
+    tensors = {**w8a8_tensors('l', _int8()),
+               'l.weight_zero_point': torch.zeros(3, 1, dtype=torch.int8)}
+    with _open(tmp_path, tensors) as reader:
+        with pytest.raises(UnsupportedModelError, match='l.weight_zero_point: expected a symmet'):
+            formats.read_w8a8(reader, 'l', 3, 5)

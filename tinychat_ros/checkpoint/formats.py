@@ -27,6 +27,7 @@ from torch import Tensor
 from tinychat_ros.checkpoint.awq import (
     is_gemv, is_gemv_fast, read_awq_gemm, read_awq_gemv, read_awq_gemv_fast, shape_of_gemm,
     shape_of_gemv, shape_of_gemv_fast)
+from tinychat_ros.checkpoint.int8 import read_w8a8
 from tinychat_ros.checkpoint.pack_quantized import read_pack_quantized, shape_of_pack_quantized
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
@@ -41,9 +42,10 @@ class WeightFormat:
     :param suffixes: the tensors that follow the layer's name, the weight first; all of them make
         the format.
     :param read: (reader, layer's name, N, K) to the weight in canonical form.
-    :param shape: (reader, layer's name) to (N, K, G) without reading the weight; G is None for
-        one that is not quantized.
+    :param shape: (reader, layer's name) to (N, K, G) without reading the weight; G is None where
+        there are no groups.
     :param matches: what tells it from the formats of the same suffixes that stand below.
+    :param bits: of one weight.
     """
 
     name: str
@@ -51,6 +53,7 @@ class WeightFormat:
     read: Callable[[CheckpointReader, str, int, int], StoredWeight]
     shape: Callable[[CheckpointReader, str], tuple[int, int, Optional[int]]]
     matches: Callable[[CheckpointReader, str], bool] = lambda reader, name: True
+    bits: int = 4
 
 
 def read_plain(reader: CheckpointReader, name: str, n: int, k: int) -> Tensor:
@@ -59,7 +62,7 @@ def read_plain(reader: CheckpointReader, name: str, n: int, k: int) -> Tensor:
 
 
 def shape_of_plain(reader: CheckpointReader, name: str) -> tuple[int, int, None]:
-    """Return (N, K, None) of a plain layer."""
+    """Return (N, K, None) of a layer without groups."""
     return *reader.matrix_shape(f'{name}.weight'), None
 
 
@@ -72,7 +75,9 @@ FORMATS = (
     WeightFormat('awq-gemm', _AWQ, read_awq_gemm, shape_of_gemm),
     WeightFormat('pack-quantized', ('weight_packed', 'weight_scale', 'weight_shape'),
                  read_pack_quantized, shape_of_pack_quantized),
-    WeightFormat('plain', ('weight',), read_plain, shape_of_plain),
+    WeightFormat('w8a8', ('weight', 'weight_scale'), read_w8a8, shape_of_plain,
+                 bits=8),
+    WeightFormat('plain', ('weight',), read_plain, shape_of_plain, bits=16),
 )
 _WEIGHTS = tuple(dict.fromkeys(f.suffixes[0] for f in FORMATS))
 

@@ -29,7 +29,7 @@ from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import OutOfMemoryError
 from tinychat_ros.kernels.linear import (
     can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
-from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
@@ -82,6 +82,8 @@ class WeightLoader:
         if isinstance(weight, QuantizedWeight):
             return QuantizedWeight(weight.qweight.to(self._device), weight.scales.to(self._device),
                                    weight.zeros.to(self._device), weight.group_size)
+        if isinstance(weight, Int8Weight):
+            return Int8Weight(weight.qweight.to(self._device), weight.scales.to(self._device))
         return weight.to(self._device, self._dtype)
 
     def _bias(self, name: str, n: int) -> Optional[Tensor]:
@@ -111,7 +113,8 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
 def weight_bytes(reader: CheckpointReader, dtype: torch.dtype) -> int:
     """Return what the weights will take in memory at this compute dtype, in bytes."""
     element = torch.empty((), dtype=dtype).element_size()
-    return sum(math.prod(reader.shape(name)) * element if _is_plain(name)
+    return sum(math.prod(reader.shape(name)) * element
+               if _is_plain(name) and f'{name}_scale' not in reader.names
                else reader.num_bytes(name) for name in reader.names)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tinychat_ros.checkpoint.awq_layouts import pack_awq
 from tinychat_ros.kernels.linear import StoredWeight
-from tinychat_ros.kernels.packing import QuantizedWeight, unpack_nibbles
+from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight, unpack_nibbles
 
 
 def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
@@ -37,7 +37,8 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
 
     :param config: the contents of config.json.
     :param tensors: a plain tensor under its own name; a quantized weight under its layer's name,
-        written as AutoAWQ ``gemm``: ``qweight`` int32 [K, N/8], ``qzeros``, ``scales``.
+        written as AutoAWQ ``gemm``: ``qweight`` int32 [K, N/8], ``qzeros``, ``scales``; an int8
+        weight likewise, as compressed-tensors' ``weight`` [N, K] and ``weight_scale`` [N, 1].
     :param extra_files: tokenizer and generation files, copied under their own names.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,8 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
     for name, value in tensors.items():
         if isinstance(value, QuantizedWeight):
             flat.update(awq_gemm_tensors(name, value))
+        elif isinstance(value, Int8Weight):
+            flat.update(w8a8_tensors(name, value))
         else:
             flat[name] = value.contiguous()
     _replace(out_dir / 'model.safetensors',
@@ -69,6 +72,12 @@ def awq_gemm_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
         f'{name}.qzeros': pack_awq(weight.zeros.t().contiguous()),
         f'{name}.scales': weight.scales.t().contiguous(),
     }
+
+
+def w8a8_tensors(name: str, weight: Int8Weight) -> dict[str, Tensor]:
+    """Return the two tensors of one layer as compressed-tensors' ``int-quantized`` has them."""
+    return {f'{name}.weight': weight.qweight.contiguous(),
+            f'{name}.weight_scale': weight.scales[:, None].contiguous()}
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -24,10 +24,10 @@ from torch import Tensor
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import (
-    cpu_tiles_refusal, CpuTiles, pack_cpu_tiles, QuantizedWeight)
+    cpu_tiles_refusal, CpuTiles, int8_refusal, Int8Weight, pack_cpu_tiles, QuantizedWeight)
 
-StoredWeight = Union[Tensor, QuantizedWeight]
-RuntimeWeight = Union[Tensor, QuantizedWeight, CpuTiles]
+StoredWeight = Union[Tensor, QuantizedWeight, Int8Weight]
+RuntimeWeight = Union[Tensor, QuantizedWeight, Int8Weight, CpuTiles]
 
 
 @dataclass(frozen=True)
@@ -47,33 +47,36 @@ def concatenate(weights: Sequence[StoredWeight]) -> StoredWeight:
     """
     Stack weights that share an input along N, so that one call computes them all.
 
-    :raises KernelError: when they are not all plain, or not all quantized with one group size.
+    :raises KernelError: when they are not all plain, not all int8, or not all 4-bit with one
+        group size.
     """
-    if all(isinstance(w, Tensor) for w in weights):
-        return torch.cat(list(weights))
-    sizes = {w.group_size if isinstance(w, QuantizedWeight) else None for w in weights}
-    if len(sizes) != 1:
+    if not can_concatenate(weights):
         raise KernelError('concatenate: expected weights of one kind and one group size, got '
-                          f'group sizes {sorted(map(str, sizes))} (None: not quantized)')
-    return QuantizedWeight(torch.cat([w.qweight for w in weights]),
-                           torch.cat([w.scales for w in weights]),
-                           torch.cat([w.zeros for w in weights]), sizes.pop())
+                          f"{', '.join(map(_kind, weights))}")
+    if isinstance(weights[0], Tensor):
+        return torch.cat(list(weights))
+    qweight, scales = (torch.cat([getattr(w, name) for w in weights])
+                       for name in ('qweight', 'scales'))
+    if isinstance(weights[0], Int8Weight):
+        return Int8Weight(qweight, scales)
+    return QuantizedWeight(qweight, scales, torch.cat([w.zeros for w in weights]),
+                           weights[0].group_size)
 
 
 def can_concatenate(weights: Sequence[StoredWeight]) -> bool:
     """Say whether :func:`concatenate` takes these weights."""
-    return len({w.group_size if isinstance(w, QuantizedWeight) else None for w in weights}) == 1
+    return len({_kind(w) for w in weights}) == 1
 
 
 def why_reference(weight: StoredWeight) -> Optional[str]:
     """Return why a quantized weight runs on the reference, or None where a kernel takes it."""
-    if not isinstance(weight, QuantizedWeight):
+    if isinstance(weight, Tensor):
         return None
     if weight.qweight.device.type != 'cpu':
         return f'no kernel for {weight.qweight.device.type}'
     if extension.load() is None:
         return extension.why_absent()
-    return cpu_tiles_refusal(weight)
+    return int8_refusal(weight) if isinstance(weight, Int8Weight) else cpu_tiles_refusal(weight)
 
 
 def prepare(weight: StoredWeight) -> RuntimeWeight:
@@ -81,3 +84,9 @@ def prepare(weight: StoredWeight) -> RuntimeWeight:
     if isinstance(weight, QuantizedWeight) and why_reference(weight) is None:
         return pack_cpu_tiles(weight)
     return weight
+
+
+def _kind(weight: StoredWeight) -> str:
+    if isinstance(weight, QuantizedWeight):
+        return f'4-bit in groups of {weight.group_size}'
+    return 'int8' if isinstance(weight, Int8Weight) else 'plain'
