@@ -141,7 +141,10 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={f'{PACKAGE}.demo_model': ['*.json', '*.safetensors']},
+    package_data={
+        f'{PACKAGE}.demo_model': ['*.json', '*.safetensors'],
+        f'{PACKAGE}.quantization': ['*.jsonl'],
+    },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),

@@ -23,6 +23,7 @@
 
 #include "common.h"
 #include "cpu/isa.h"
+#include "cpu/w8a8.h"
 #include "cpu/wna16.h"
 
 namespace py = pybind11;
@@ -30,14 +31,18 @@ namespace py = pybind11;
 namespace tinychat {
 namespace {
 
-void require(bool holds, const char* argument, const std::string& expected,
-             const std::string& got) {
-  if (holds) return;
-  throw std::invalid_argument(std::string("wna16_gemm: ") + argument + ": expected " + expected +
-                              ", got " + got);
-}
+struct Requirement {
+  const char* kernel;
 
-std::string resolve_isa(const std::string& isa) {
+  void operator()(bool holds, const char* argument, const std::string& expected,
+                  const std::string& got) const {
+    if (holds) return;
+    throw std::invalid_argument(std::string(kernel) + ": " + argument + ": expected " + expected +
+                                ", got " + got);
+  }
+};
+
+std::string resolve_isa(const Requirement& require, const std::string& isa) {
   const auto& supported = supported_isas();
   if (isa == "auto") return supported.front();
   std::string names = "'auto'";
@@ -50,6 +55,7 @@ std::string resolve_isa(const std::string& isa) {
 void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
                         int64_t k, int bits, int64_t block, int num_threads,
                         const std::string& isa) {
+  const Requirement require{"wna16_gemm"};
   require(x != 0, "x", "an address", "null");
   require(tiles != 0, "tiles", "an address", "null");
   require(out != 0, "out", "an address", "null");
@@ -63,7 +69,25 @@ void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, 
   require(num_threads >= 0, "num_threads", "0 (all processors) or more",
           std::to_string(num_threads));
   wna16_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
-             reinterpret_cast<float*>(out), m, n, k, bits, block, num_threads, resolve_isa(isa));
+             reinterpret_cast<float*>(out), m, n, k, bits, block, num_threads,
+             resolve_isa(require, isa));
+}
+
+void checked_w8a8_gemm(uintptr_t x, uintptr_t qweight, uintptr_t scales, uintptr_t out, int64_t m,
+                       int64_t n, int64_t k, int num_threads, const std::string& isa) {
+  const Requirement require{"w8a8_gemm"};
+  require(x != 0, "x", "an address", "null");
+  require(qweight != 0, "qweight", "an address", "null");
+  require(scales != 0, "scales", "an address", "null");
+  require(out != 0, "out", "an address", "null");
+  require(m >= 1, "m", "at least 1", std::to_string(m));
+  require(n >= 1, "n", "at least 1", std::to_string(n));
+  require(k >= 1 && k <= kW8A8MaxK, "k", "1 to " + std::to_string(kW8A8MaxK), std::to_string(k));
+  require(num_threads >= 0, "num_threads", "0 (all processors) or more",
+          std::to_string(num_threads));
+  w8a8_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const int8_t*>(qweight),
+            reinterpret_cast<const float*>(scales), reinterpret_cast<float*>(out), m, n, k,
+            num_threads, resolve_isa(require, isa));
 }
 
 py::dict build_info() {
@@ -94,6 +118,13 @@ PYBIND11_MODULE(tinychat_kernels, module) {
              "Write out[m, n] = x[m, k] times the transposed 3-bit or 4-bit weight in tiles of\n"
              "16 rows by `block` columns. x and out are fp32, contiguous; x, tiles and out are\n"
              "addresses.");
+  module.def("w8a8_gemm", &tinychat::checked_w8a8_gemm, py::arg("x"), py::arg("qweight"),
+             py::arg("scales"), py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"),
+             py::arg("num_threads"), py::arg("isa") = "auto",
+             py::call_guard<py::gil_scoped_release>(),
+             "Write out[m, n] = x[m, k], quantized to int8 by rows, times the transposed int8\n"
+             "qweight[n, k] with scales[n]. x, scales and out are fp32; all are contiguous and\n"
+             "given by their addresses.");
   module.def("cpu_isas", &tinychat::supported_isas,
              "List the instruction sets that kernels can use on this processor, best first.");
   module.def("build_info", &tinychat::build_info,

@@ -277,7 +277,7 @@ def _inspect(args: argparse.Namespace) -> int:
         group = f'g{layer.group_size}' if layer.group_size else ''
         reason = layer.reference_reason
         note = f'on the torch reference: {reason}' if reason else ''
-        print(f'  {layer.name:40} {layer.format:9} {layer.n:6} x {layer.k:<6} {group:5} {note}',
+        print(f'  {layer.name:40} {layer.format:14} {layer.n:6} x {layer.k:<6} {group:5} {note}',
               file=table)
     if args.json:
         print(json.dumps(document))

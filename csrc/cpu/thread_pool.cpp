@@ -22,7 +22,10 @@
 #include <thread>
 #include <utility>
 
+#include "common.h"
+
 namespace tinychat {
+namespace {
 
 int available_processors() {
 #if defined(__linux__)
@@ -30,6 +33,15 @@ int available_processors() {
   if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return CPU_COUNT(&allowed);
 #endif
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+}  // namespace
+
+int threads_for(int64_t work, int64_t min_per_thread, int num_threads) {
+  static const int processors = available_processors();
+  const int64_t worthwhile = ceil_div(work, min_per_thread);
+  return static_cast<int>(
+      std::min<int64_t>(num_threads == 0 ? processors : num_threads, worthwhile));
 }
 
 ThreadPool::ThreadPool() : owner_(getpid()) {}

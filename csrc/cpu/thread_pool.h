@@ -25,8 +25,9 @@
 
 namespace tinychat {
 
-// The number of processors that this process may run on.
-int available_processors();
+// How many threads some work is worth: one for each min_per_thread of it or part thereof, at most
+// num_threads, where 0 stands for the processors that this process may run on.
+int threads_for(int64_t work, int64_t min_per_thread, int num_threads);
 
 // Worker threads that sleep on a condition variable between calls. They do not spin: on a robot
 // the other cores belong to other processes, and a spinning worker that loses its core stalls all.

@@ -102,12 +102,8 @@ const WNA16Body& body_for(const std::string& isa, int bits) {
 void wna16_gemm(const float* x, const uint8_t* tiles, float* out, int64_t m, int64_t n, int64_t k,
                 int bits, int64_t block, int num_threads, const std::string& isa) {
   const Problem problem{body_for(isa, bits), x, tiles, out, m, n, k, bits, block};
-  static const int processors = available_processors();
-  const int64_t worthwhile = ceil_div(m * n * k, kMinProductsPerThread);
-  const int64_t threads =
-      std::min<int64_t>(num_threads == 0 ? processors : num_threads, worthwhile);
   ThreadPool::instance().parallel_for(
-      ceil_div(n, kTileRows), static_cast<int>(threads),
+      ceil_div(n, kTileRows), threads_for(m * n * k, kMinProductsPerThread, num_threads),
       [&problem](int64_t begin, int64_t end) { multiply_tile_rows(problem, begin, end); });
 }
 

@@ -16,6 +16,7 @@
 import logging
 
 import pytest
+from stored_weights import store_linears
 from tiny_models import (
     linear_shapes, llama_config, llama_tensors, load_llama, run_llama, write_model)
 import torch
@@ -144,6 +145,32 @@ def test_parameters_are_counted_as_if_nothing_were_quantized(tmp_path):
     write_model(tmp_path, config, _quantize(config, tensors)[0])
     with CheckpointReader(tmp_path) as reader:
         assert loader.num_parameters(reader) == sum(t.numel() for t in tensors.values())
+
+
+STORED = pytest.mark.parametrize('name', ['awq-gemv', 'awq-gemv-fast', 'pack-quantized'])
+
+
+@STORED
+@pytest.mark.parametrize('group', [32, 64])
+def test_every_format_of_the_same_weights_gives_the_same_logits(name, group, tmp_path):
+    config = llama_config(attention_bias=True)
+    gemm, _ = _quantize(config, llama_tensors(config), group)
+    other = store_linears(config, llama_tensors(config), group, name)
+    expected, got = (run_llama(load_llama(write_model(tmp_path / str(i), config, tensors)), _IDS)
+                     for i, tensors in enumerate((gemm, other)))
+    assert torch.equal(got, expected)
+
+
+@STORED
+def test_every_format_is_counted_and_named(name, tmp_path):
+    config = llama_config(attention_bias=True)
+    tensors = llama_tensors(config)
+    stored = store_linears(config, tensors, 32, name)
+    write_model(tmp_path, config, stored)
+    with CheckpointReader(tmp_path) as reader:
+        assert loader.num_parameters(reader) == sum(t.numel() for t in tensors.values())
+        assert loader.weight_bytes(reader, torch.float32) == sum(t.nbytes for t in stored.values())
+        assert loader.load_model(reader, torch.float32, torch.device('cpu'), 8)[1] == name
 
 
 def test_weight_bytes_are_those_of_the_compute_dtype(tmp_path):

@@ -19,7 +19,8 @@ import torch
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.linear import can_concatenate, concatenate, prepare, why_reference
-from tinychat_ros.kernels.packing import CpuTiles, pack_codes, QuantizedWeight
+from tinychat_ros.kernels.packing import (
+    CpuTiles, Int8Weight, INT8_MAX_K, pack_codes, QuantizedWeight)
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 
@@ -30,6 +31,10 @@ def _random(*shape: int) -> torch.Tensor:
 def _three_bits(n: int) -> QuantizedWeight:
     codes = (_random(n, 64).abs() * 3).clamp(max=7).to(torch.uint8)
     return QuantizedWeight(pack_codes(codes, 3), _random(n, 2).half(), codes[:, :2], 32, bits=3)
+
+
+def _int8(n: int, k: int) -> Int8Weight:
+    return Int8Weight(_random(n, k).mul(40).clamp(-127, 127).to(torch.int8), _random(n).abs())
 
 
 def test_joined_plain_weights_keep_their_order():
@@ -52,13 +57,23 @@ def test_joined_weights_of_3_bits_keep_every_bit_and_their_width():
     assert torch.equal(joined.dequantize(), torch.cat((q.dequantize(), k.dequantize())))
 
 
+def test_joined_int8_weights_keep_every_bit():
+    q, k = _int8(5, 33), _int8(3, 33)
+    assert can_concatenate([q, k])
+    joined = concatenate([q, k])
+    assert isinstance(joined, Int8Weight) and joined.shape == (8, 33)
+    assert torch.equal(joined.dequantize(), torch.cat((q.dequantize(), k.dequantize())))
+
+
 @pytest.mark.parametrize('weights, kinds', [
     ([quantize_rtn(_random(8, 64), 32), quantize_rtn(_random(8, 64), 64)],
      '4 bits in groups of 32, 4 bits in groups of 64'),
     ([quantize_rtn(_random(8, 64), 32), _three_bits(8)],
      '3 bits in groups of 32, 4 bits in groups of 32'),
     ([quantize_rtn(_random(8, 64), 32), _random(8, 64)], '4 bits in groups of 32, plain'),
-], ids=['two group sizes', 'two widths', 'one plain'])
+    ([quantize_rtn(_random(8, 64), 64), _int8(8, 64)], '4 bits in groups of 64, int8'),
+    ([_int8(8, 64), _random(8, 64)], 'int8, plain'),
+], ids=['two group sizes', 'two widths', 'one plain', 'one int8', 'one int8, one plain'])
 def test_weights_of_different_kinds_are_not_joined(weights, kinds):
     assert not can_concatenate(weights)
     with pytest.raises(KernelError, match=f'expected weights of one kind, got {kinds}'):
@@ -79,6 +94,26 @@ def test_a_weight_that_fits_is_packed_for_the_kernel():
     assert isinstance(prepare(weight), CpuTiles)
 
 
+def test_an_int8_weight_of_any_shape_is_read_by_the_kernel_as_it_is():
+    if extension.load() is None:
+        pytest.skip(extension.why_absent())
+    weight = _int8(5, 33)
+    assert why_reference(weight) is None
+    assert prepare(weight) is weight
+
+
+def test_an_int8_weight_whose_sums_may_overflow_says_so():
+    if extension.load() is None:
+        pytest.skip(extension.why_absent())
+
+    def of_width(k: int) -> Int8Weight:
+        return Int8Weight(torch.ones(1, dtype=torch.int8).expand(2, k), torch.ones(2))
+
+    assert why_reference(of_width(INT8_MAX_K)) is None
+    reason = why_reference(of_width(INT8_MAX_K + 1))
+    assert reason == f'K = {INT8_MAX_K + 1} is more than {INT8_MAX_K}'
+
+
 @pytest.mark.parametrize('n, k, group, reason', [
     (16, 172, 172, 'K = 172'), (12, 64, 32, 'N = 12'), (16, 96, 16, 'group size 16')])
 def test_a_weight_that_does_not_fit_says_why_and_stays(n, k, group, reason):
@@ -92,6 +127,6 @@ def test_a_weight_that_does_not_fit_says_why_and_stays(n, k, group, reason):
 def test_without_the_compiled_module_its_absence_is_the_reason(monkeypatch):
     monkeypatch.setattr(extension, 'load', lambda: None)
     monkeypatch.setattr(extension, 'why_absent', lambda: 'not built')
-    weight = quantize_rtn(_random(16, 64), 32)
-    assert why_reference(weight) == 'not built'
-    assert isinstance(prepare(weight), QuantizedWeight)
+    for weight in (quantize_rtn(_random(16, 64), 32), _int8(16, 64)):
+        assert why_reference(weight) == 'not built'
+        assert prepare(weight) is weight

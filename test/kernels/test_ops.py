@@ -19,7 +19,7 @@ import torch
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension, ops, reference
 from tinychat_ros.kernels.linear import Linear, prepare
-from tinychat_ros.kernels.packing import CpuTiles
+from tinychat_ros.kernels.packing import CpuTiles, Int8Weight
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 4, 2, 8
@@ -124,8 +124,9 @@ def test_embedding_picks_rows():
 
 
 @pytest.mark.parametrize('weight', [_random(8, 64), quantize_rtn(_random(8, 64), 32),
-                                    prepare(quantize_rtn(_random(8, 64), 32))],
-                         ids=['plain', 'quantized', 'prepared'])
+                                    prepare(quantize_rtn(_random(8, 64), 32)),
+                                    Int8Weight(torch.ones(8, 64).to(torch.int8), torch.ones(8))],
+                         ids=['plain', 'quantized', 'prepared', 'int8'])
 @pytest.mark.parametrize('shape', [(3, 60), (64,), (1, 3, 64)])
 def test_an_input_of_another_shape_is_refused_with_both(weight, shape):
     with pytest.raises(KernelError, match=r'expected x \[T, 64\], got \['):
@@ -147,8 +148,38 @@ def test_the_compiled_linear_agrees_with_the_oracle(n, k, group, tokens, dtype):
     assert (out.double() - exact).abs().max() <= rounding * exact.abs().max()
 
 
-def test_an_input_that_is_not_contiguous_is_read_by_its_values():
-    weight = prepare(quantize_rtn(_random(16, 64), 32))
+def _int8(n: int, k: int) -> Int8Weight:
+    return Int8Weight((_random(n, k) * 40).clamp(-127, 127).to(torch.int8), _random(n).abs())
+
+
+@pytest.mark.parametrize('dtype', _DTYPES)
+@pytest.mark.parametrize('tokens', [1, 7])
+def test_the_compiled_int8_linear_is_the_oracle_to_the_bit(tokens, dtype):
+    if extension.load() is None:
+        pytest.skip(extension.why_absent())
+    weight, x = _int8(9, 100), _random(tokens, 100, seed=1).to(dtype)
+    out = ops.linear(x, Linear(weight, torch.ones(9, dtype=dtype)))
+    assert out.dtype == dtype
+    assert torch.equal(out, reference.linear(x, weight) + 1)
+
+
+def test_an_int8_weight_that_is_not_contiguous_is_read_by_its_values():
+    weight, x = _int8(64, 64), _random(3, 64)
+    turned = Int8Weight(weight.qweight.t(), weight.scales.repeat_interleave(2)[::2])
+    assert torch.equal(ops.linear(x, Linear(turned)),
+                       ops.linear(x, Linear(Int8Weight(weight.qweight.t().contiguous(),
+                                                       weight.scales))))
+
+
+def test_without_the_compiled_module_int8_weights_run_on_the_oracle(monkeypatch):
+    monkeypatch.setattr(extension, 'load', lambda: None)
+    weight, x = _int8(9, 100), _random(3, 100)
+    assert torch.equal(ops.linear(x, Linear(weight)), reference.linear(x, weight))
+
+
+@pytest.mark.parametrize('weight', [prepare(quantize_rtn(_random(16, 64), 32)), _int8(16, 64)],
+                         ids=['4-bit', 'int8'])
+def test_an_input_that_is_not_contiguous_is_read_by_its_values(weight):
     wide = _random(4, 128)
     torch.testing.assert_close(ops.linear(wide[:, ::2], Linear(weight)),
                                ops.linear(wide[:, ::2].contiguous(), Linear(weight)))

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The layouts of 3-bit and 4-bit weights, against loops that follow their drawings."""
+"""The layouts of quantized weights, against loops that follow their drawings."""
 
 import struct
 
@@ -20,7 +20,7 @@ import torch
 
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels.packing import (
-    cpu_tiles_refusal, pack_codes, pack_cpu_tiles, QuantizedWeight, unpack_codes)
+    cpu_tiles_refusal, Int8Weight, pack_codes, pack_cpu_tiles, QuantizedWeight, unpack_codes)
 
 both_widths = pytest.mark.parametrize('bits', [3, 4])
 
@@ -112,6 +112,14 @@ def test_a_weight_of_3_bits_is_dequantized_by_the_same_formula():
         zeros=torch.tensor([[1, 7]], dtype=torch.uint8), group_size=4, bits=3)
     assert weight.shape == (1, 8)
     assert weight.dequantize().tolist() == [[-0.5, 0.0, 0.5, 1.0, -6.0, -4.0, -2.0, 0.0]]
+
+
+def test_an_int8_weight_is_dequantized_by_the_scale_of_its_row():
+    weight = Int8Weight(torch.tensor([[-127, 0, 3], [127, -1, 2]], dtype=torch.int8),
+                        torch.tensor([0.5, 2.0]))
+    assert weight.shape == (2, 3)
+    assert weight.dequantize().tolist() == [[-63.5, 0.0, 1.5], [254.0, -2.0, 4.0]]
+    assert weight.dequantize(torch.bfloat16).dtype == torch.bfloat16
 
 
 @both_widths

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from tinychat_ros.kernels import reference
+from tinychat_ros.kernels.packing import Int8Weight
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -82,3 +83,63 @@ def test_a_quantized_linear_is_a_plain_one_of_the_dequantized_weight(dtype):
     out = reference.linear(x, weight)
     assert out.dtype == dtype
     torch.testing.assert_close(out, F.linear(x, weight.dequantize(dtype)))
+
+
+def test_tokens_are_quantized_by_their_largest_magnitude_half_to_even():
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -2.5, -126.6], [0.25, -0.5, 0.0, 0.0, 0.0, 0.0]])
+    q, scale = reference.quantize_per_token(x)
+    assert q.dtype == torch.int8 and scale.dtype == torch.float32
+    assert q.tolist() == [[127, 0, 2, 2, -2, -127], [64, -127, 0, 0, 0, 0]]
+    assert scale.tolist() == [1.0, float(torch.tensor(0.5) / 127)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *_HALF])
+def test_a_quantized_token_is_within_half_a_step_of_itself(dtype):
+    x = _random(50, 33).to(dtype)
+    q, scale = reference.quantize_per_token(x)
+    error = (q.double() * scale.double()[:, None] - x.double()).abs()
+    assert (error <= scale.double()[:, None] * 0.5000001).all()
+    assert (q.abs().amax(-1) == 127).all()
+
+
+@pytest.mark.parametrize('largest', [0.0, 1e-45, 1e-40, 1e-36])
+def test_a_token_too_small_for_a_scale_is_one_of_zeros(largest):
+    q, scale = reference.quantize_per_token(torch.tensor([[largest, -largest]]))
+    assert (q == 0).all() and scale.tolist() == [0.0]
+
+
+@pytest.mark.parametrize('largest', [2e-36, 3e38])
+def test_tiny_and_huge_tokens_keep_their_sign_and_ratio(largest):
+    q, _ = reference.quantize_per_token(torch.tensor([[largest, -largest, largest / 127]]))
+    assert q.tolist() == [[127, -127, 1]]
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_a_value_that_is_no_number_makes_nan_of_its_token_alone(value):
+    x = torch.tensor([[1.0, value], [1.0, 2.0]])
+    weight = Int8Weight(torch.tensor([[1, 0], [0, 0]], dtype=torch.int8), torch.ones(2))
+    out = reference.linear(x, weight)
+    assert out[0].isnan().all() and out[1].isfinite().all()
+
+
+def test_an_int8_linear_sums_exact_integers():
+    """At K = 2000, fp32 would round sums of products of 127."""
+    q = torch.randint(-127, 128, (6, 2000), generator=torch.Generator().manual_seed(0))
+    q[0] = 127
+    weight = Int8Weight(q.to(torch.int8), torch.linspace(0.5, 1.0, 6))
+    x = torch.full((1, 2000), 3.0)
+    x[:, ::2] = 1.0
+    x_q, scale = torch.where(x == 3, 127, 42), torch.tensor(3.0) / 127
+    exact = (x_q * q).sum(-1)
+    assert exact.abs().max() > 2**24
+    assert torch.equal(reference.linear(x, weight), (exact.float() * scale * weight.scales)[None])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *_HALF])
+def test_an_int8_linear_is_near_a_plain_one(dtype):
+    w, x = _random(12, 64), _random(3, 64, seed=1).to(dtype)
+    scales = w.abs().amax(1) / 127
+    out = reference.linear(x, Int8Weight(torch.round(w / scales[:, None]).to(torch.int8), scales))
+    exact = F.linear(x.float(), w)
+    assert out.dtype == dtype
+    assert (out.float() - exact).abs().max() <= 0.02 * exact.abs().max()

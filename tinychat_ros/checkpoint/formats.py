@@ -20,19 +20,19 @@ N = output features, K = input features, G = group size. w = (q - zero) * scale,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Optional
 
-import torch
 from torch import Tensor
 
+from tinychat_ros.checkpoint.awq import (
+    is_gemv, is_gemv_fast, read_awq_gemm, read_awq_gemv, read_awq_gemv_fast, shape_of_gemm,
+    shape_of_gemv, shape_of_gemv_fast)
+from tinychat_ros.checkpoint.int8 import read_w8a8
+from tinychat_ros.checkpoint.pack_quantized import read_pack_quantized, shape_of_pack_quantized
 from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.checkpoint.tinychat_w3 import read_w3
+from tinychat_ros.checkpoint.tinychat_w3 import read_w3, shape_of_w3
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
 from tinychat_ros.kernels.linear import StoredWeight
-from tinychat_ros.kernels.packing import pack_codes, QuantizedWeight, unpack_codes
-
-# AutoAWQ gemm: output channel 8c + j sits in this nibble of column c.
-AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,21 @@ class WeightFormat:
     """
     One way to store a linear's weight.
 
-    :param suffixes: the tensors that follow the layer's name; all of them make the format.
+    :param suffixes: the tensors that follow the layer's name, the weight first; all of them make
+        the format.
     :param read: (reader, layer's name, N, K) to the weight in canonical form.
+    :param shape: (reader, layer's name) to (N, K, G) without reading the weight; G is None where
+        there are no groups.
+    :param matches: what tells it from the formats of the same suffixes that stand below.
+    :param bits: of one weight.
     """
 
     name: str
     suffixes: tuple[str, ...]
     read: Callable[[CheckpointReader, str, int, int], StoredWeight]
+    shape: Callable[[CheckpointReader, str], tuple[int, int, Optional[int]]]
+    matches: Callable[[CheckpointReader, str], bool] = lambda reader, name: True
+    bits: int = 4
 
 
 def read_plain(reader: CheckpointReader, name: str, n: int, k: int) -> Tensor:
@@ -54,32 +62,25 @@ def read_plain(reader: CheckpointReader, name: str, n: int, k: int) -> Tensor:
     return reader.floats(f'{name}.weight', [n, k])
 
 
-def read_awq_gemm(reader: CheckpointReader, name: str, n: int, k: int) -> QuantizedWeight:
-    """Read ``qweight`` int32 [K, N/8], ``qzeros`` int32 [K/G, N/8], ``scales`` fp16 [K/G, N]."""
-    shape = reader.shape(f'{name}.scales')
-    groups = shape[0] if shape else 0
-    if groups < 1 or k % groups or (k // groups) % 2:
-        raise CheckpointError(f'{name}.scales: expected [K/G, {n}] with an even group size G that '
-                              f'divides K = {k}, got {shape}')
-    if n % 8:
-        raise CheckpointError(f'{name}.qweight: expected N to be a multiple of 8, got {n}')
-    qweight = reader.raw(f'{name}.qweight', [k, n // 8], torch.int32)
-    qzeros = reader.raw(f'{name}.qzeros', [groups, n // 8], torch.int32)
-    scales = reader.floats(f'{name}.scales', [groups, n]).half()
-    if not torch.isfinite(scales).all():
-        raise CheckpointError(f'{name}.scales: expected values that fp16 holds, got larger ones')
-    return QuantizedWeight(
-        qweight=transpose_awq(qweight),
-        scales=scales.t().contiguous(),
-        zeros=unpack_awq(qzeros).t().contiguous(),
-        group_size=k // groups)
+def shape_of_plain(reader: CheckpointReader, name: str) -> tuple[int, int, None]:
+    """Return (N, K, None) of a layer without groups."""
+    return *reader.matrix_shape(f'{name}.weight'), None
 
 
+_AWQ = ('qweight', 'qzeros', 'scales')
 FORMATS = (
-    WeightFormat('awq-gemm', ('qweight', 'qzeros', 'scales'), read_awq_gemm),
-    WeightFormat('tinychat-w3', ('qweight3', 'scales', 'zeros'), read_w3),
-    WeightFormat('plain', ('weight',), read_plain),
+    WeightFormat('awq-gemv-fast', ('qweight', 'scaled_zeros', 'scales'), read_awq_gemv_fast,
+                 shape_of_gemv_fast),
+    WeightFormat('awq-gemv-fast', _AWQ, read_awq_gemv_fast, shape_of_gemv_fast, is_gemv_fast),
+    WeightFormat('awq-gemv', _AWQ, read_awq_gemv, shape_of_gemv, is_gemv),
+    WeightFormat('awq-gemm', _AWQ, read_awq_gemm, shape_of_gemm),
+    WeightFormat('pack-quantized', ('weight_packed', 'weight_scale', 'weight_shape'),
+                 read_pack_quantized, shape_of_pack_quantized),
+    WeightFormat('tinychat-w3', ('qweight3', 'scales', 'zeros'), read_w3, shape_of_w3, bits=3),
+    WeightFormat('w8a8', ('weight', 'weight_scale'), read_w8a8, shape_of_plain, bits=8),
+    WeightFormat('plain', ('weight',), read_plain, shape_of_plain, bits=16),
 )
+_WEIGHTS = tuple(dict.fromkeys(f.suffixes[0] for f in FORMATS))
 
 
 def detect(reader: CheckpointReader, name: str) -> WeightFormat:
@@ -90,42 +91,20 @@ def detect(reader: CheckpointReader, name: str) -> WeightFormat:
     :raises UnsupportedModelError: they belong to no format of the table.
     """
     for weight_format in FORMATS:
-        if all(f'{name}.{suffix}' in reader.names for suffix in weight_format.suffixes):
+        if (all(f'{name}.{suffix}' in reader.names for suffix in weight_format.suffixes)
+                and weight_format.matches(reader, name)):
             return weight_format
     found = sorted(n for n in reader.names if n.startswith(f'{name}.') and n != f'{name}.bias')
     if not found:
-        raise CheckpointError(f'{reader.path}: expected a tensor {name}.weight or '
-                              f'{name}.qweight, and there is neither')
+        weights = ' or '.join(f'{name}.{suffix}' for suffix in _WEIGHTS)
+        raise CheckpointError(f'{reader.path}: expected a tensor {weights}, and there is none')
     known = '; '.join(f"{f.name}: {', '.join(f.suffixes)}" for f in FORMATS)
     raise UnsupportedModelError(f"{name}: expected the tensors of one format ({known}), "
                                 f"got {', '.join(found)}")
 
 
-def unpack_awq(packed: Tensor) -> Tensor:
-    """Unpack int32 [R, N/8] in AutoAWQ's order into uint8 [R, N]."""
-    as_bytes = packed.contiguous().view(torch.uint8)
-    return unpack_codes(as_bytes, 4).view(-1, 8)[:, list(AWQ_NIBBLES)].view(packed.shape[0], -1)
-
-
-def transpose_awq(packed: Tensor) -> Tensor:
-    """
-    Turn int32 [K, N/8] in AutoAWQ's order into uint8 [N, K/2], sequential along K.
-
-    The same as unpacking, transposing and packing, but never unpacked as a whole: six times as
-    fast, which decides how long a 7B model takes to load.
-    """
-    k, columns = packed.shape
-    words = packed.t().contiguous().view(torch.uint8).view(columns, k, 4)
-    channels = torch.empty(columns, 8, k // 2, dtype=torch.uint8)
-    for byte in range(4):
-        even, odd = words[:, 0::2, byte].contiguous(), words[:, 1::2, byte].contiguous()
-        channels[:, AWQ_NIBBLES.index(2 * byte)] = (even & 15) | (odd << 4)
-        channels[:, AWQ_NIBBLES.index(2 * byte + 1)] = (even >> 4) | (odd & 0xF0)
-    return channels.view(-1, k // 2)
-
-
-def pack_awq(q: Tensor) -> Tensor:
-    """Pack uint8 [R, N] of values 0..15 into int32 [R, N/8], the inverse of :func:`unpack_awq`."""
-    channels = [AWQ_NIBBLES.index(nibble) for nibble in range(8)]
-    ordered = q.reshape(-1, 8)[:, channels].view(q.shape[0], -1)
-    return pack_codes(ordered, 4).view(torch.int32)
+def layer_names(reader: CheckpointReader) -> set[str]:
+    """Return the names of all layers whose weight is a matrix, embeddings among them."""
+    parts = {name: name.rpartition('.') for name in reader.names}
+    return {stem for name, (stem, _, suffix) in parts.items()
+            if suffix in _WEIGHTS and len(reader.shape(name)) == 2}

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
 import logging
 import math
 from pathlib import Path
@@ -31,14 +30,12 @@ from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import OutOfMemoryError
 from tinychat_ros.kernels.linear import (
     can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
-from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.kernels.packing import tensors_of
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
 
 _LOGGER = logging.getLogger(__name__)
-# Weights in an element, by the last part of the tensor's name.
-_WEIGHTS = {'weight': 1, 'bias': 1, 'qweight': 8, 'qweight3': Fraction(8, 3)}
 
 
 class WeightLoader:
@@ -83,11 +80,10 @@ class WeightLoader:
         weight_format = formats.detect(self._reader, name)
         self.formats[weight_format.name] += 1
         weight = weight_format.read(self._reader, name, n, k)
-        if isinstance(weight, QuantizedWeight):
-            return replace(weight, qweight=weight.qweight.to(self._device),
-                           scales=weight.scales.to(self._device),
-                           zeros=weight.zeros.to(self._device))
-        return weight.to(self._device, self._dtype)
+        if isinstance(weight, Tensor):
+            return weight.to(self._device, self._dtype)
+        return replace(weight, **{field: tensor.to(self._device)
+                                  for field, tensor in tensors_of(weight).items()})
 
     def _bias(self, name: str, n: int) -> Optional[Tensor]:
         bias = f'{name}.bias'
@@ -116,14 +112,18 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
 def weight_bytes(reader: CheckpointReader, dtype: torch.dtype) -> int:
     """Return what the weights will take in memory at this compute dtype, in bytes."""
     element = torch.empty((), dtype=dtype).element_size()
-    return sum(math.prod(reader.shape(name)) * element if _is_plain(name)
+    return sum(math.prod(reader.shape(name)) * element
+               if _is_plain(name) and f'{name}_scale' not in reader.names
                else reader.num_bytes(name) for name in reader.names)
 
 
 def num_parameters(reader: CheckpointReader) -> int:
     """Return how many numbers the model has; a quantized weight counts as N * K."""
-    return int(sum(math.prod(reader.shape(name)) * _WEIGHTS.get(name.rsplit('.', 1)[-1], 0)
-                   for name in reader.names))
+    matrices = (formats.detect(reader, name).shape(reader, name)
+                for name in formats.layer_names(reader))
+    vectors = (shape for shape in map(reader.shape, filter(_is_plain, reader.names))
+               if len(shape) != 2)
+    return sum(n * k for n, k, _ in matrices) + sum(map(math.prod, vectors))
 
 
 def _is_plain(name: str) -> bool:

@@ -16,11 +16,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import cached_property
 import json
 import math
 import os
 from pathlib import Path
-from typing import AbstractSet, Any, Sequence
+from typing import AbstractSet, Any, Optional, Sequence
 
 from safetensors import safe_open, SafetensorError
 import torch
@@ -99,9 +100,28 @@ class CheckpointReader:
         """Return the ids that end an answer; generation_config.json overrides config.json."""
         return token_ids(self.generation_config().get('eos_token_id')) or self.config.eos_token_ids
 
+    @cached_property
+    def claimed_group_size(self) -> Optional[int]:
+        """Return what config.json or the older quant_config.json says; -1 is one group per row."""
+        older = self.path / 'quant_config.json'
+        claims = read_json(self.path / 'config.json').get('quantization_config')
+        if claims is None and older.exists():
+            claims = read_json(older)
+        if not isinstance(claims, dict):
+            return None
+        size = claims.get('group_size', claims.get('q_group_size'))
+        return size if isinstance(size, int) else None
+
     def shape(self, name: str) -> list[int]:
         """Return a tensor's shape without reading it."""
         return self._file(name).get_slice(name).get_shape()
+
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """Return a matrix's shape without reading it, after checking that it is one."""
+        shape = self.shape(name)
+        if len(shape) != 2 or 0 in shape:
+            raise CheckpointError(f'{name}: expected two dimensions of at least 1, got {shape}')
+        return shape[0], shape[1]
 
     def num_bytes(self, name: str) -> int:
         """Return what a tensor takes in the file, in bytes."""

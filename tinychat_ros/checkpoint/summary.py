@@ -22,9 +22,8 @@ import torch
 
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.checkpoint.tinychat_w3 import shape_of_w3
-from tinychat_ros.kernels.linear import why_reference
-from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.kernels.linear import StoredWeight, why_reference
+from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 
 _EMBEDDING = 'model.embed_tokens'
@@ -36,7 +35,7 @@ class LayerSummary:
     """
     One linear: N output and K input features.
 
-    :param group_size: None for a plain weight.
+    :param group_size: None where a scale covers a whole row (w8a8), and for a plain weight.
     :param reference_reason: why a quantized weight runs on the torch reference of this machine's
         CPU; None where a kernel takes it, and for plain weights, which are torch's own.
     """
@@ -51,10 +50,8 @@ class LayerSummary:
 
 def summarize_layers(reader: CheckpointReader) -> list[LayerSummary]:
     """Describe every linear of a checkpoint, in the order of the names."""
-    weights = ('.weight', '.qweight', '.qweight3')
-    stems = {name.rsplit('.', 1)[0] for name in reader.names
-             if name.endswith(weights) and len(reader.shape(name)) == 2}
-    return [_summarize(reader, stem) for stem in sorted(stems - {_EMBEDDING}, key=_natural)]
+    names = formats.layer_names(reader) - {_EMBEDDING}
+    return [_summarize(reader, name) for name in sorted(names, key=_natural)]
 
 
 def weight_bytes_per_token(reader: CheckpointReader) -> int:
@@ -72,19 +69,20 @@ def kv_bytes_fp16(reader: CheckpointReader) -> int:
 
 
 def _summarize(reader: CheckpointReader, name: str) -> LayerSummary:
-    weight_format = formats.detect(reader, name).name
-    if weight_format == 'plain':
-        n, k = reader.shape(f'{name}.weight')
-        return LayerSummary(name, weight_format, n, k, None, None)
-    if weight_format == 'tinychat-w3':
-        n, k, group_size = shape_of_w3(reader, name)
-    else:
-        k, n = reader.shape(f'{name}.qweight')[0], reader.shape(f'{name}.scales')[1]
-        group_size = k // reader.shape(f'{name}.scales')[0]
-    # Only the shape counts, so that the weight need not be read.
-    shape_only = QuantizedWeight(torch.empty(1, dtype=torch.uint8).expand(n, k // 2),
-                                 torch.empty(0), torch.empty(0), group_size)
-    return LayerSummary(name, weight_format, n, k, group_size, why_reference(shape_only))
+    weight_format = formats.detect(reader, name)
+    n, k, group_size = weight_format.shape(reader, name)
+    reason = why_reference(_stand_in(weight_format.bits, n, k, group_size))
+    return LayerSummary(name, weight_format.name, n, k, group_size, reason)
+
+
+def _stand_in(bits: int, n: int, k: int, group_size: Optional[int]) -> StoredWeight:
+    """Return a weight of this shape without its numbers, so that the file need not be read."""
+    if bits == 16:
+        return torch.empty(1).expand(n, k)
+    if bits == 8:
+        return Int8Weight(torch.empty(1, dtype=torch.int8).expand(n, k), torch.empty(0))
+    qweight = torch.empty(1, dtype=torch.uint8).expand(n, k * bits // 8)
+    return QuantizedWeight(qweight, torch.empty(0), torch.empty(0), group_size, bits)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

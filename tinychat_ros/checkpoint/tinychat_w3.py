@@ -14,9 +14,9 @@
 """
 The format ``tinychat-w3``, our own: packed 3-bit weights, exactly as they lie in canonical form.
 
-N = output features, K = input features, a multiple of 8, G = group size. A layer has the tensors
-``qweight3`` uint8 [N, 3K/8], where q[n, k] is in the bits [3k, 3k + 3) of row n, counted from the
-lowest of its first byte, ``scales`` fp16 [N, K/G] and ``zeros`` uint8 [N, K/G], 0 to 7.
+N = output features, K = input features, a multiple of 8, G = group size, even. A layer has the
+tensors ``qweight3`` uint8 [N, 3K/8], where q[n, k] is in the bits [3k, 3k + 3) of row n, counted
+from the lowest of its first byte, ``scales`` fp16 [N, K/G] and ``zeros`` uint8 [N, K/G], 0 to 7.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.checkpoint.scales import group_size_of
 from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels.packing import QuantizedWeight
 
 
 def shape_of_w3(reader: CheckpointReader, name: str) -> tuple[int, int, int]:
     """Return (N, K, G) of a layer."""
-    n, row_bytes = reader.shape(f'{name}.qweight3')
+    n, row_bytes = reader.matrix_shape(f'{name}.qweight3')
     k = row_bytes * 8 // 3
-    return n, k, _group_size(reader, name, k)
+    return n, k, group_size_of(reader, f'{name}.scales', 1, k)
 
 
 def read_w3(reader: CheckpointReader, name: str, n: int, k: int) -> QuantizedWeight:
     """Read ``qweight3``, ``scales`` and ``zeros``."""
     if k % 8:
         raise CheckpointError(f'{name}.qweight3: expected K to be a multiple of 8, got {k}')
-    group_size = _group_size(reader, name, k)
+    group_size = group_size_of(reader, f'{name}.scales', 1, k)
     qweight = reader.raw(f'{name}.qweight3', [n, k * 3 // 8], torch.uint8)
     scales = reader.floats(f'{name}.scales', [n, k // group_size])
     if scales.dtype != torch.float16:
@@ -55,12 +56,3 @@ def w3_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
     """Return the three tensors of one layer."""
     tensors = {'qweight3': weight.qweight, 'scales': weight.scales, 'zeros': weight.zeros}
     return {f'{name}.{suffix}': tensor.contiguous() for suffix, tensor in tensors.items()}
-
-
-def _group_size(reader: CheckpointReader, name: str, k: int) -> int:
-    shape = reader.shape(f'{name}.scales')
-    groups = shape[1] if len(shape) == 2 else 0
-    if groups < 1 or k % groups:
-        raise CheckpointError(f'{name}.scales: expected [N, K/G] with a group size G that divides '
-                              f'K = {k}, got {shape}')
-    return k // groups

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writes a checkpoint that this engine can load, and with 4 bits transformers and vLLM too."""
+"""Writes a checkpoint that this engine can load, and but for 3 bits transformers and vLLM too."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from typing import Any, Callable, Iterable, Mapping
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinychat_ros.checkpoint.formats import pack_awq
+from tinychat_ros.checkpoint.awq_layouts import pack_awq
 from tinychat_ros.checkpoint.tinychat_w3 import w3_tensors
 from tinychat_ros.kernels.linear import StoredWeight
-from tinychat_ros.kernels.packing import QuantizedWeight, unpack_codes
+from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight, unpack_codes
 
 
 def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
@@ -38,8 +38,9 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
 
     :param config: the contents of config.json.
     :param tensors: a plain tensor under its own name; a quantized weight under its layer's name,
-        written as AutoAWQ ``gemm``, ``qweight`` int32 [K, N/8], ``qzeros``, ``scales``, or, of 3
-        bits, as ``tinychat-w3``, see :mod:`~tinychat_ros.checkpoint.tinychat_w3`.
+        written as AutoAWQ ``gemm``: ``qweight`` int32 [K, N/8], ``qzeros``, ``scales``, or, of 3
+        bits, as ``tinychat-w3``, see :mod:`~tinychat_ros.checkpoint.tinychat_w3`; an int8 weight
+        likewise, as compressed-tensors' ``weight`` [N, K] and ``weight_scale`` [N, 1].
     :param extra_files: tokenizer and generation files, copied under their own names.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,8 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
     for name, value in tensors.items():
         if isinstance(value, QuantizedWeight):
             flat.update((w3_tensors if value.bits == 3 else awq_gemm_tensors)(name, value))
+        elif isinstance(value, Int8Weight):
+            flat.update(w8a8_tensors(name, value))
         else:
             flat[name] = value.contiguous()
     _replace(out_dir / 'model.safetensors',
@@ -71,6 +74,12 @@ def awq_gemm_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
         f'{name}.qzeros': pack_awq(weight.zeros.t().contiguous()),
         f'{name}.scales': weight.scales.t().contiguous(),
     }
+
+
+def w8a8_tensors(name: str, weight: Int8Weight) -> dict[str, Tensor]:
+    """Return the two tensors of one layer as compressed-tensors' ``int-quantized`` has them."""
+    return {f'{name}.weight': weight.qweight.contiguous(),
+            f'{name}.weight_scale': weight.scales[:, None].contiguous()}
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

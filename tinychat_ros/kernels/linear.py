@@ -24,10 +24,11 @@ from torch import Tensor
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import (
-    cpu_tiles_refusal, CpuTiles, pack_cpu_tiles, QuantizedWeight)
+    cpu_tiles_refusal, CpuTiles, int8_refusal, Int8Weight, pack_cpu_tiles, QuantizedWeight,
+    tensors_of)
 
-StoredWeight = Union[Tensor, QuantizedWeight]
-RuntimeWeight = Union[Tensor, QuantizedWeight, CpuTiles]
+StoredWeight = Union[Tensor, QuantizedWeight, Int8Weight]
+RuntimeWeight = Union[Tensor, QuantizedWeight, Int8Weight, CpuTiles]
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,13 @@ def concatenate(weights: Sequence[StoredWeight]) -> StoredWeight:
 
     :raises KernelError: when they are not all plain, or not all quantized alike.
     """
-    if all(isinstance(w, Tensor) for w in weights):
-        return torch.cat(list(weights))
     if not can_concatenate(weights):
         raise KernelError('concatenate: expected weights of one kind, got '
                           + ', '.join(sorted({_kind(w) for w in weights})))
-    return replace(weights[0], qweight=torch.cat([w.qweight for w in weights]),
-                   scales=torch.cat([w.scales for w in weights]),
-                   zeros=torch.cat([w.zeros for w in weights]))
+    if isinstance(weights[0], Tensor):
+        return torch.cat(list(weights))
+    return replace(weights[0], **{field: torch.cat([getattr(w, field) for w in weights])
+                                  for field in tensors_of(weights[0])})
 
 
 def can_concatenate(weights: Sequence[StoredWeight]) -> bool:
@@ -64,21 +64,15 @@ def can_concatenate(weights: Sequence[StoredWeight]) -> bool:
     return len({_kind(w) for w in weights}) == 1
 
 
-def _kind(weight: StoredWeight) -> str:
-    if isinstance(weight, QuantizedWeight):
-        return f'{weight.bits} bits in groups of {weight.group_size}'
-    return 'plain'
-
-
 def why_reference(weight: StoredWeight) -> Optional[str]:
     """Return why a quantized weight runs on the reference, or None where a kernel takes it."""
-    if not isinstance(weight, QuantizedWeight):
+    if isinstance(weight, Tensor):
         return None
     if weight.qweight.device.type != 'cpu':
         return f'no kernel for {weight.qweight.device.type}'
     if extension.load() is None:
         return extension.why_absent()
-    return cpu_tiles_refusal(weight)
+    return int8_refusal(weight) if isinstance(weight, Int8Weight) else cpu_tiles_refusal(weight)
 
 
 def prepare(weight: StoredWeight) -> RuntimeWeight:
@@ -86,3 +80,9 @@ def prepare(weight: StoredWeight) -> RuntimeWeight:
     if isinstance(weight, QuantizedWeight) and why_reference(weight) is None:
         return pack_cpu_tiles(weight)
     return weight
+
+
+def _kind(weight: StoredWeight) -> str:
+    if isinstance(weight, QuantizedWeight):
+        return f'{weight.bits} bits in groups of {weight.group_size}'
+    return 'int8' if isinstance(weight, Int8Weight) else 'plain'

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension, reference
-from tinychat_ros.kernels.linear import Linear
-from tinychat_ros.kernels.packing import CpuTiles
+from tinychat_ros.kernels.linear import Linear, why_reference
+from tinychat_ros.kernels.packing import CpuTiles, Int8Weight
 
 
 class Norm(NamedTuple):
@@ -65,6 +65,8 @@ def linear(x: Tensor, layer: Linear) -> Tensor:
     """
     if isinstance(layer.weight, CpuTiles):
         out = _wna16_cpu(x, layer.weight)
+    elif isinstance(layer.weight, Int8Weight) and why_reference(layer.weight) is None:
+        out = _w8a8_cpu(x, layer.weight)
     else:
         _check_features(x, layer.weight.shape[1])
         out = reference.linear(x, layer.weight)
@@ -126,6 +128,18 @@ def _wna16_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
     extension.load().wna16_gemm(
         x32.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
         x.shape[0], tiles.n, tiles.k, tiles.bits, tiles.block, torch.get_num_threads())
+    return out.to(x.dtype)
+
+
+def _w8a8_cpu(x: Tensor, weight: Int8Weight) -> Tensor:
+    n, k = weight.shape
+    _check_features(x, k)
+    x32 = x.float().contiguous()
+    qweight, scales = weight.qweight.contiguous(), weight.scales.contiguous()
+    out = torch.empty(x.shape[0], n, dtype=torch.float32)
+    extension.load().w8a8_gemm(
+        x32.data_ptr(), qweight.data_ptr(), scales.data_ptr(), out.data_ptr(),
+        x.shape[0], n, k, torch.get_num_threads())
     return out.to(x.dtype)
 
 

@@ -12,9 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The layouts of 3-bit and 4-bit weights in memory, each defined here and nowhere else.
+The layouts of quantized weights in memory, each defined here and nowhere else.
 
-``QuantizedWeight`` is the canonical form, which every checkpoint format is read into.
+``QuantizedWeight`` is the canonical form of 3-bit and 4-bit weights, which every checkpoint format
+of theirs is read into; ``Int8Weight`` is that of 8-bit ones, and kernels read it as it is.
 N = output features, K = input features, G = group size.
 """
 
@@ -59,6 +60,43 @@ class QuantizedWeight:
         q = unpack_codes(self.qweight, self.bits).view(n, -1, self.group_size)
         w = (q.to(torch.float32) - self.zeros[..., None]) * self.scales[..., None].float()
         return w.view(n, k).to(dtype)
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """
+    A W8A8 weight, w[n, k] = qweight[n, k] * scales[n]; its linear quantizes activations as well.
+
+    :param qweight: int8 [N, K].
+    :param scales: fp32 [N].
+    """
+
+    qweight: Tensor
+    scales: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, K)."""
+        return self.qweight.shape[0], self.qweight.shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight [N, K] in ``dtype``."""
+        return (self.qweight * self.scales[:, None]).to(dtype)
+
+
+def tensors_of(weight: QuantizedWeight | Int8Weight) -> dict[str, Tensor]:
+    """Return the tensors of a weight by the names of their fields; each has N rows."""
+    return {field: value for field, value in vars(weight).items() if isinstance(value, Tensor)}
+
+
+# Beyond it, int32 sums of 127 * 128 may overflow; csrc/cpu/w8a8.h holds its twin.
+INT8_MAX_K = (2**31 - 1) // (127 * 128)
+
+
+def int8_refusal(weight: Int8Weight) -> str | None:
+    """Return why the compiled CPU kernels cannot take a weight, or None when they can."""
+    k = weight.shape[1]
+    return f'K = {k} is more than {INT8_MAX_K}' if k > INT8_MAX_K else None
 
 
 def pack_codes(q: Tensor, bits: int) -> Tensor:
@@ -148,8 +186,8 @@ def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
                        block * weight.bits * 2 + 48, dtype=torch.uint8)
     for begin in range(0, n, _ROWS_AT_ONCE):
         rows = slice(begin, begin + _ROWS_AT_ONCE)
-        part = replace(weight, qweight=weight.qweight[rows], scales=weight.scales[rows],
-                       zeros=weight.zeros[rows])
+        part = replace(weight, **{field: tensor[rows]
+                                  for field, tensor in tensors_of(weight).items()})
         tile_rows = slice(begin // TILE_ROWS, (begin + _ROWS_AT_ONCE) // TILE_ROWS)
         data[tile_rows] = _pack_tile_rows(part, block)
     return CpuTiles(data, n, k, weight.bits, block)

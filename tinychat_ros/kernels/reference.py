@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -33,11 +33,37 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (x32 * scale).to(x.dtype) * weight
 
 
-def linear(x: Tensor, weight: Tensor | QuantizedWeight) -> Tensor:
+def linear(x: Tensor, weight: Tensor | QuantizedWeight | Int8Weight) -> Tensor:
     """Return x [T, K] times the transposed weight [N, K]: [T, N] in the dtype of x."""
+    if isinstance(weight, Int8Weight):
+        return _linear_int8(x, weight)
     if isinstance(weight, QuantizedWeight):
         weight = weight.dequantize(x.dtype)
     return F.linear(x, weight)
+
+
+def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Quantize x [T, K] symmetrically, each token by its own scale: x = q * scale.
+
+    A token whose scale would be subnormal, such as one of zeros, gets scale 0 and zeros. One that
+    holds NaN or infinity gets zeros and a scale that makes NaN of every product.
+
+    :returns: q int8 [T, K], rounded half to even, -127 to 127; scale fp32 [T], max |x| / 127.
+    """
+    x32 = x.float()
+    scale = x32.abs().amax(-1) / 127
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 0, scale)
+    usable = (scale > 0) & scale.isfinite()
+    q = torch.where(usable[:, None], torch.round(x32 / scale[:, None]), 0)
+    return q.to(torch.int8), scale
+
+
+def _linear_int8(x: Tensor, weight: Int8Weight) -> Tensor:
+    q, scale = quantize_per_token(x)
+    # Every sum is an integer that fp64 holds, in whatever order a device adds.
+    sums = q.double() @ weight.qweight.double().t()
+    return (sums.float() * scale[:, None] * weight.scales).to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
