@@ -143,7 +143,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={
         f'{PACKAGE}.demo_model': ['*.json', '*.safetensors'],
-        f'{PACKAGE}.quantization': ['*.jsonl'],
+        f'{PACKAGE}.quantization': ['*.html', '*.jsonl'],
     },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
@@ -154,9 +154,9 @@ setup(
     ext_modules=[kernels],
     cmdclass={'build_ext': BuildKernels},
     zip_safe=False,
-    install_requires=['jinja2', 'safetensors', 'sentencepiece', 'tokenizers', 'torch'],
+    install_requires=['jinja2', 'safetensors', 'sentencepiece', 'tokenizers', 'torch', 'tqdm'],
     # colcon runs pytest only where this names it.
-    extras_require={'test': ['pytest']},
+    extras_require={'report': ['matplotlib'], 'test': ['pytest']},
     entry_points={
         'console_scripts': [
             f'tinychat = {PACKAGE}.cli:main',

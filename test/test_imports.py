@@ -45,11 +45,13 @@ HOMES = {
     'rclpy': ROS_HOMES,
     'std_msgs': ROS_HOMES,
     'tinychat_msgs': ROS_HOMES,
-    'jinja2': ('engine/chat_template.py',),
+    'jinja2': ('engine/chat_template.py', 'quantization/report.py'),
+    'matplotlib': ('quantization/report.py',),
     'safetensors': ('checkpoint/',),
     'sentencepiece': ('engine/tokenizer.py',),
     'tinychat_kernels': ('kernels/extension.py',),
     'tokenizers': ('engine/tokenizer.py', 'demo_model/'),
+    'tqdm': ('quantization/',),
     'transformers': ('engine/tokenizer.py', 'demo_model/'),
 }
 

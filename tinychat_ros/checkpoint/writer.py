@@ -52,13 +52,14 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
             flat.update(w8a8_tensors(name, value))
         else:
             flat[name] = value.contiguous()
-    _replace(out_dir / 'model.safetensors',
-             lambda path: save_file(flat, path, metadata={'format': 'pt'}))
+    replace_file(out_dir / 'model.safetensors',
+                 lambda path: save_file(flat, path, metadata={'format': 'pt'}))
     for extra in extra_files:
-        _replace(out_dir / extra.name, lambda path, source=extra: shutil.copyfile(source, path))
+        replace_file(out_dir / extra.name,
+                     lambda path, source=extra: shutil.copyfile(source, path))
     # Last, since a reader starts with it.
-    _replace(out_dir / 'config.json',
-             lambda path: path.write_text(json.dumps(dict(config), indent=2) + '\n'))
+    replace_file(out_dir / 'config.json',
+                 lambda path: path.write_text(json.dumps(dict(config), indent=2) + '\n'))
 
 
 def awq_gemm_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -82,7 +83,8 @@ def w8a8_tensors(name: str, weight: Int8Weight) -> dict[str, Tensor]:
             f'{name}.weight_scale': weight.scales[:, None].contiguous()}
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file that appears whole or not at all; a failed write leaves an old one alone."""
     partial = path.with_name(f'.{path.name}.partial')
     try:
         write(partial)
