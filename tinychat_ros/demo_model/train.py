@@ -26,6 +26,7 @@ from pathlib import Path
 import time
 from typing import Any
 
+from tinychat_ros.checkpoint.quantization_config import awq_config
 from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.demo_model.corpus import held_out_dialogues, training_dialogues
 from tinychat_ros.demo_model.evaluate import score
@@ -43,8 +44,6 @@ MAX_LENGTH = 1024
 GROUP_SIZE = 128
 # Added to the seed, so that the test draws other dialogues than the training.
 HELD_OUT_SEED = 1_000_000
-QUANTIZATION = {'quant_method': 'awq', 'bits': 4, 'group_size': GROUP_SIZE, 'zero_point': True,
-                'version': 'gemm', 'modules_to_not_convert': None}
 
 
 def examples_of(tokenizer: Tokenizer, texts: list[str]) -> list[Example]:
@@ -95,7 +94,7 @@ def write(model: LlamaForCausalLM, tokenizer: Tokenizer, config: dict[str, Any],
     extra = (generation, *save_tokenizer(tokenizer, out, MAX_LENGTH))
     weights = weights_of(model)
     save_checkpoint(out / 'fp16', config, weights, extra)
-    save_checkpoint(out / 'int4', {**config, 'quantization_config': QUANTIZATION},
+    save_checkpoint(out / 'int4', {**config, 'quantization_config': awq_config(GROUP_SIZE, ())},
                     quantized(weights), extra)
     for file in extra:
         file.unlink()
