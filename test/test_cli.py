@@ -127,10 +127,91 @@ def test_verbose_shows_the_traceback():
 def test_every_option_has_a_help_text():
     parser = cli.build_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    assert set(commands.choices) == {'chat', 'generate', 'inspect', 'doctor'}
+    assert set(commands.choices) == {'chat', 'generate', 'perplexity', 'inspect', 'doctor'}
     for command in commands.choices.values():
         assert all(action.help for action in command._actions)
         assert '--json' in command.format_help()
+
+
+def _perplexity(capsys, model, *args):
+    code, out, _ = run(capsys, 'perplexity', model, *args, '--device', 'cpu', '--json')
+    assert code == 0
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / 'text.txt'
+    path.write_text('Once upon a time\n##\n\n##\nthere was a little girl.##One day, the end\n')
+    return path
+
+
+def test_perplexity_of_stories_names_what_was_measured(capsys, shared_data, stories):
+    found = _perplexity(
+        capsys, f'{stories}-pad192', '--text', shared_data / 'text' / 'tinystories-cal.txt',
+        '--separator', '<|endoftext|>', '--skip', -30)
+    assert found.pop('perplexity') == pytest.approx(4.4764, abs=5e-4)
+    assert found == {'model': f'{stories}-pad192', 'method': 'plain', 'activations': 'fp16',
+                     'context': 512, 'texts': 30, 'tokens': 11948}
+
+
+def test_perplexity_takes_windows_of_the_context_or_texts_between_separators(
+        capsys, stories, text):
+    whole = _perplexity(capsys, stories, '--text', text)
+    windows = _perplexity(capsys, stories, '--text', text, '--context', 10)
+    assert whole['texts'] == 1 and windows['context'] == 10
+    # The first token of each window is not predicted.
+    assert windows['texts'] == -(-(whole['tokens'] + 1) // 10)
+    assert windows['tokens'] == whole['tokens'] + 1 - windows['texts']
+    separate = _perplexity(capsys, stories, '--text', text, '--separator', '##')
+    lines = text.with_suffix('.jsonl')
+    lines.write_text('\n'.join(json.dumps({'text': part}) for part in (
+        'Once upon a time', 'there was a little girl.', 'One day, the end')))
+    assert separate == _perplexity(capsys, stories, '--text', lines)
+    assert separate['texts'] == 3
+
+
+def test_skip_and_limit_split_the_texts(capsys, stories, text):
+    def tokens(*args):
+        return _perplexity(
+            capsys, stories, '--text', text, '--separator', '##', *args)['tokens']
+    first, second, third = (tokens('--skip', i, '--limit', 1) for i in range(3))
+    assert tokens('--limit', 2) == first + second
+    assert tokens('--skip', 1) == tokens('--skip', -2) == second + third
+    assert tokens('--skip', -2, '--limit', 1) == second
+
+
+def test_perplexity_with_int8_activations_is_another_one(capsys, text):
+    exact, rounded = (_perplexity(capsys, 'demo', '--text', text, '--activations', kind)
+                      for kind in ('fp16', 'int8'))
+    assert (rounded['method'], rounded['activations']) == ('awq-gemm', 'int8')
+    assert rounded['tokens'] == exact['tokens']
+    assert rounded['perplexity'] != exact['perplexity']
+    assert rounded['perplexity'] == pytest.approx(exact['perplexity'], rel=0.05)
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--text', 'no.txt'], 'no.txt: expected a file, and there is none'),
+    (['--context', 513], 'context: expected 2 to 512, what the model was trained for, got 513'),
+    (['--context', 1], 'context: expected 2 to 512'),
+    (['--context', -1], 'context: expected 2 to 512'),
+    (['--limit', -1], 'limit: expected 0 or more, got -1'),
+    (['--skip', 1], 'text: expected one of 2 tokens or more, got 0 texts'),
+    (['--threads', -1], 'num_threads: expected 0 or more, got -1'),
+    (['--activations', 'int8'], 'activations: expected fp16 for'),
+])
+def test_what_perplexity_cannot_measure_is_one_line(capsys, stories, text, args, words):
+    got, out, err = run(capsys, 'perplexity', stories, '--text', text, *args)
+    assert (got, out) == (2, '')
+    assert err.startswith('tinychat: error: ') and words in err and err.count('\n') == 1
+
+
+def test_perplexity_refuses_an_empty_text_and_a_missing_model(capsys, stories, tmp_path):
+    (tmp_path / 'empty.txt').write_text(' \n')
+    code, _, err = run(capsys, 'perplexity', stories, '--text', tmp_path / 'empty.txt')
+    assert code == 2 and 'empty.txt: expected text, and there is none in it' in err
+    code, _, err = run(capsys, 'perplexity', 'no/folder', '--text', tmp_path / 'empty.txt')
+    assert code == 1 and 'no/folder: expected a checkpoint folder' in err
 
 
 def test_inspect_reads_the_headers(capsys, stories):

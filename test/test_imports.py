@@ -30,6 +30,7 @@ LAYERS = (
     {'checkpoint'},
     {'engine', 'quantization'},
     {'__init__', 'doctor'},
+    {'commands'},
     {'benchmarks', 'cli', 'demo_model', 'nodes'},
     {'examples'},
 )

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 import tokenizers
 import torch
 from torch import Tensor
 
 from tinychat_ros.checkpoint.loader import load_model
 from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.quantization.rtn import quantize_rtn
 
 _DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
@@ -131,11 +133,24 @@ def write_chat_model(path: Path, **changes: Any) -> Path:
     return path
 
 
-def load_llama(path: Path, dtype: torch.dtype = torch.float32) -> LlamaModel:
+def quantize_folder(source: Path, out: Path, group: int) -> Path:
+    """Write a checkpoint with the linears of its blocks rounded to 4 bits; return the folder."""
+    config = json.loads((source / 'config.json').read_text())
+    tensors = load_file(source / 'model.safetensors')
+    for name in linear_shapes(config):
+        tensors[name] = quantize_rtn(tensors.pop(f'{name}.weight'), group)
+    extras = [source / name for name in (
+        'generation_config.json', 'tokenizer.json', 'tokenizer_config.json')]
+    save_checkpoint(out, config, tensors, extras)
+    return out
+
+
+def load_llama(path: Path, dtype: torch.dtype = torch.float32,
+               int8_activations: bool = False) -> LlamaModel:
     """Load a folder on the CPU with its whole context."""
     with CheckpointReader(path) as reader:
         return load_model(reader, dtype, torch.device('cpu'),
-                          reader.config.max_position_embeddings)[0]
+                          reader.config.max_position_embeddings, int8_activations)[0]
 
 
 def run_llama(model: LlamaModel, token_ids: Sequence[int], piece: int = 0) -> Tensor:

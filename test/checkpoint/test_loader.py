@@ -23,9 +23,10 @@ import torch
 
 from tinychat_ros.checkpoint import loader
 from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.checkpoint.writer import awq_gemm_tensors
-from tinychat_ros.errors import OutOfMemoryError
+from tinychat_ros.checkpoint.writer import awq_gemm_tensors, save_checkpoint
+from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels import extension
+from tinychat_ros.kernels.packing import Int8Weight
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 _IDS = [i * 7 % 96 for i in range(30)]
@@ -137,6 +138,29 @@ def test_the_format_is_that_of_most_layers(keep, name, tmp_path):
     write_model(tmp_path, config, _quantize(config, llama_tensors(config), keep=keep)[0])
     with CheckpointReader(tmp_path) as reader:
         assert loader.load_model(reader, torch.float32, torch.device('cpu'), 8)[1] == name
+
+
+@pytest.mark.parametrize('group, expected', [(32, 32), (64, 64), (256, 128)])
+def test_int8_activations_are_those_of_4_bit_linears_in_groups_of_a_tile(
+        group, expected, tmp_path):
+    config = llama_config(hidden_size=256, intermediate_size=256, num_hidden_layers=1,
+                          head_dim=64)
+    awq, _ = _quantize(config, llama_tensors(config), group, lambda name: 'gate' in name)
+    write_model(tmp_path, config, awq)
+    [block] = load_llama(tmp_path, int8_activations=True)._blocks
+    assert [x.activation_group for x in (*block.qkv, block.o_proj, *block.gate_up)] == [
+        expected, expected, 0, expected]
+    assert load_llama(tmp_path)._blocks[0].o_proj.activation_group == 0
+
+
+def test_int8_activations_of_a_model_without_4_bit_linears_are_refused(tmp_path):
+    config = llama_config()
+    tensors = llama_tensors(config)
+    tensors['lm_head'] = Int8Weight(torch.ones(96, 64).to(torch.int8), torch.ones(96))
+    del tensors['lm_head.weight']
+    save_checkpoint(tmp_path, config, tensors)
+    with pytest.raises(ConfigError, match='activations: expected fp16 .* no linear of 4 bits'):
+        load_llama(tmp_path, int8_activations=True)
 
 
 def test_parameters_are_counted_as_if_nothing_were_quantized(tmp_path):

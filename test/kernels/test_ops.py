@@ -183,3 +183,14 @@ def test_an_input_that_is_not_contiguous_is_read_by_its_values(weight):
     wide = _random(4, 128)
     torch.testing.assert_close(ops.linear(wide[:, ::2], Linear(weight)),
                                ops.linear(wide[:, ::2].contiguous(), Linear(weight)))
+
+
+@pytest.mark.parametrize('make', [lambda w: w, prepare], ids=['oracle', 'prepared'])
+def test_a_linear_rounds_its_input_where_it_should(make):
+    weight, bias, x = make(quantize_rtn(_random(16, 64), 32)), _random(16, seed=1), _random(3, 64)
+    rounded = reference.fake_quantize_activations(x, 32)
+    out = ops.linear(x, Linear(weight, bias, activation_group=32))
+    assert torch.equal(out, ops.linear(rounded, Linear(weight, bias)))
+    assert not torch.equal(out, ops.linear(x, Linear(weight, bias)))
+    with pytest.raises(KernelError, match=r'expected x \[T, 64\], got \[3, 60\]'):
+        ops.linear(x[:, :60], Linear(weight, bias, activation_group=32))

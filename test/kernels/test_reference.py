@@ -143,3 +143,31 @@ def test_an_int8_linear_is_near_a_plain_one(dtype):
     exact = F.linear(x.float(), w)
     assert out.dtype == dtype
     assert (out.float() - exact).abs().max() <= 0.02 * exact.abs().max()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *_HALF])
+def test_rounded_activations_have_a_scale_for_each_token_and_group(dtype):
+    x = torch.tensor([[127.0, -3.4, 0.0, 0.0, 1270.0, 14.0],
+                      [0.5, 12.7, 25.4, -0.11, -254.0, 0.9]]).to(dtype)
+    out = reference.fake_quantize_activations(x, 2)
+    expected = torch.tensor([[127.0, -3.0, 0.0, 0.0, 1270.0, 10.0],
+                             [0.5, 12.7, 25.4, -0.2, -254.0, 0.0]])
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected.to(dtype))
+
+
+@pytest.mark.parametrize('weight_group, group', [(32, 32), (64, 64), (256, 128)])
+def test_a_linear_of_rounded_activations_is_that_of_integers_with_the_zero_points_folded_in(
+        weight_group, group):
+    """For each group, its scales times (the dot of the codes - the zero times their sum)."""
+    x, weight = _random(5, 256), quantize_rtn(_random(9, 256, seed=1), weight_group)
+    codes, steps = reference.quantize_per_token(x.reshape(-1, group))
+    a = codes.view(5, -1, group).double()
+    scales, zeros = (t.double().repeat_interleave(weight_group // group, 1)
+                     for t in (weight.scales, weight.zeros))
+    w = weight.dequantize(torch.float64).view(9, -1, group)
+    q = torch.round(w / scales[..., None]) + zeros[..., None]
+    dots = torch.einsum('tgk,ngk->tng', a, q) - zeros * a.sum(-1)[:, None]
+    expected = (dots * scales * steps.view(5, 1, -1)).sum(-1)
+    out = reference.linear(reference.fake_quantize_activations(x, group), weight)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5 * expected.abs().max())

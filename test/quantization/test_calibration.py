@@ -110,7 +110,7 @@ def test_a_separator_cuts_a_plain_file_into_texts(tmp_path, content):
 def test_a_file_without_text_is_refused(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content)
-    with pytest.raises(ConfigError, match=f'{name}: expected text .* there is none in it'):
+    with pytest.raises(ConfigError, match=f'{name}: expected text, and there is none in it'):
         read_texts(path, '--')
 
 

@@ -13,19 +13,16 @@
 # limitations under the License.
 """Round-to-nearest: its error bound, its edges, and what it does to trained models."""
 
-import json
-
 import pytest
-from safetensors.torch import load_file
-from tiny_models import data_path, linear_shapes, load_llama, run_llama
+from tiny_models import data_path, load_llama, quantize_folder
 import torch
-import torch.nn.functional as F
 
-from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import FinishReason, Request
 from tinychat_ros.engine.tokenizer import Tokenizer
 from tinychat_ros.kernels.packing import unpack_codes
+from tinychat_ros.quantization.calibration import read_texts
+from tinychat_ros.quantization.evaluate import perplexity, token_lists
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 
@@ -96,27 +93,12 @@ def test_a_weight_whose_scale_fp16_cannot_hold_is_refused(value):
         quantize_rtn(w, 32)
 
 
-def _quantize_folder(source, out, group):
-    config = json.loads((source / 'config.json').read_text())
-    tensors = load_file(source / 'model.safetensors')
-    for name in linear_shapes(config):
-        tensors[name] = quantize_rtn(tensors.pop(f'{name}.weight'), group)
-    extras = [source / name for name in (
-        'generation_config.json', 'tokenizer.json', 'tokenizer_config.json')]
-    save_checkpoint(out, config, tensors, extras)
-    return out
-
-
 def _perplexity(path, stories=4):
-    model, tokenizer = load_llama(path), Tokenizer.load(path)
-    text = data_path('text/tinystories-cal.txt').read_text().split('<|endoftext|>')[:stories]
-    total, count = 0.0, 0
-    for story in text:
-        ids = tokenizer.encode(story.strip())[:model.config.max_position_embeddings]
-        losses = F.cross_entropy(run_llama(model, ids[:-1]), torch.tensor(ids[1:]),
-                                 reduction='sum')
-        total, count = total + float(losses), count + len(ids) - 1
-    return torch.tensor(total / count).exp().item()
+    model = load_llama(path)
+    texts = read_texts(data_path('text/tinystories-cal.txt'), '<|endoftext|>')[:stories]
+    ids = token_lists(texts, Tokenizer.load(path).encode, model.config.max_position_embeddings,
+                      separate=True)
+    return perplexity(model, ids, torch.device('cpu')).perplexity
 
 
 @pytest.mark.parametrize('name, group, plain, quantized', [
@@ -125,7 +107,7 @@ def test_a_trained_model_loses_as_little_as_is_known_of_rtn(name, group, plain, 
                                                             tmp_path):
     """The figures are of stories that were not trained on, as these were: their ratio holds."""
     source = data_path(f'models/{name}')
-    before, after = _perplexity(source), _perplexity(_quantize_folder(source, tmp_path, group))
+    before, after = _perplexity(source), _perplexity(quantize_folder(source, tmp_path, group))
     assert 0.7 * plain < before < plain
     assert after / before == pytest.approx(quantized / plain, rel=0.03)
 
@@ -134,7 +116,7 @@ def test_a_trained_model_loses_as_little_as_is_known_of_rtn(name, group, plain, 
     ('stories260K-pad192', 64, 'Once upon a time, there was a'),
     ('babyllama105-pad384', 128, 'Once upon a time, there was a')])
 def test_a_quantized_story_model_tells_a_story(name, group, begins, tmp_path):
-    engine = Engine.load(_quantize_folder(data_path(f'models/{name}'), tmp_path, group),
+    engine = Engine.load(quantize_folder(data_path(f'models/{name}'), tmp_path, group),
                          num_slots=1, max_seq_len=128)
     assert engine.info.format == 'awq-gemm'
     result = list(engine.generate(Request(raw=True, max_new_tokens=60)))[-1].result

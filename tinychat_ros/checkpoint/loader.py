@@ -27,10 +27,10 @@ from torch import Tensor
 
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.errors import OutOfMemoryError
+from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels.linear import (
     can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
-from tinychat_ros.kernels.packing import tensors_of
+from tinychat_ros.kernels.packing import QuantizedWeight, tensors_of, tile_columns
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
@@ -43,12 +43,15 @@ class WeightLoader:
     The weights of one open checkpoint, moved to a device; see models.layers.WeightSource.
 
     :param dtype: of plain weights, norms and activations.
+    :param int8_activations: see :func:`load_model`.
     """
 
-    def __init__(self, reader: CheckpointReader, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
+                 int8_activations: bool = False) -> None:
         self._reader = reader
         self._dtype = dtype
         self._device = device
+        self._int8_activations = int8_activations
         self.formats: Counter[str] = Counter()
         self.on_reference: dict[str, list[str]] = {}
 
@@ -63,11 +66,9 @@ class WeightLoader:
         biases = [self._bias(name, n) for name, n in zip(names, out_features)]
         has_bias = {bias is not None for bias in biases}
         if len(weights) > 1 and can_concatenate(weights) and len(has_bias) == 1:
-            joined = Linear(self._prepare(' + '.join(names), concatenate(weights)),
-                            torch.cat(biases) if has_bias == {True} else None)
-            return (joined,)
-        return tuple(Linear(self._prepare(name, weight), bias)
-                     for name, weight, bias in zip(names, weights, biases))
+            return (self._linear(' + '.join(names), concatenate(weights),
+                                 torch.cat(biases) if has_bias == {True} else None),)
+        return tuple(map(self._linear, names, weights, biases))
 
     def log_reference_layers(self) -> None:
         """Log in one line which layers no kernel takes, and why."""
@@ -89,21 +90,30 @@ class WeightLoader:
         bias = f'{name}.bias'
         return self.tensor(bias, [n]) if bias in self._reader.names else None
 
-    def _prepare(self, name: str, weight: StoredWeight) -> StoredWeight:
+    def _linear(self, name: str, weight: StoredWeight, bias: Optional[Tensor]) -> Linear:
         reason = why_reference(weight)
         if reason is not None:
             self.on_reference.setdefault(reason, []).append(name)
-        return prepare(weight)
+        int8 = self._int8_activations and isinstance(weight, QuantizedWeight)
+        return Linear(prepare(weight), bias, tile_columns(weight.group_size) if int8 else 0)
 
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
-               max_seq_len: int) -> tuple[LlamaModel, str]:
+               max_seq_len: int, int8_activations: bool = False) -> tuple[LlamaModel, str]:
     """
     Build the model of an open checkpoint.
 
+    :param int8_activations: round the input of every linear of 4 bits or less to int8, one scale
+        for each token and tile of the CPU kernels: a weight's group, at most 128 along K. Linears
+        of int8 round theirs by themselves; the inputs of plain ones stay as they are.
     :returns: the model, and the name of the format that most of its linears have.
+    :raises ConfigError: int8 activations are asked for, and no linear is of 4 bits or less.
     """
-    weights = WeightLoader(reader, dtype, device)
+    if int8_activations and all(formats.detect(reader, name).bits >= 8
+                                for name in formats.layer_names(reader)):
+        raise ConfigError(f'activations: expected fp16 for {reader.path}, which has no linear of '
+                          '4 bits or less, got int8')
+    weights = WeightLoader(reader, dtype, device, int8_activations)
     model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
     weights.log_reference_layers()
     return model, weights.formats.most_common(1)[0][0]

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from tinychat_ros.checkpoint.loader import available_memory
 from tinychat_ros.errors import ConfigError
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / 'demo_model'
@@ -29,6 +30,8 @@ DEVICES = ('auto', 'cpu', 'cuda')
 
 # Enough for a talk, and four slots of a 7B model still fit beside its weights in 16 GB.
 _DEFAULT_MAX_SEQ_LEN = 2048
+
+_FREE_MEMORY_SHARE = 0.9
 
 # Below this, torch's threads wait for each other longer than they compute: for 200 tokens of a
 # model of 1 MB on a busy machine, one thread took 0.2 s and two took 1 to 11 s.
@@ -98,6 +101,11 @@ class EngineConfig:
         if self.dtype == 'auto':
             return torch.float16 if self.torch_device().type == 'cuda' else torch.float32
         return DTYPES[self.dtype]
+
+    def budget(self) -> int:
+        """Return the bytes that weights and KV cache may take."""
+        return self.memory_budget or int(
+            _FREE_MEMORY_SHARE * available_memory(self.torch_device()))
 
     def threads(self, weight_bytes: int) -> int:
         """Return how many threads run a model with weights of this size."""

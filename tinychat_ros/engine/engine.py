@@ -23,7 +23,7 @@ from typing import Any, Iterator, Optional, Sequence, Union
 import torch
 
 from tinychat_ros.checkpoint.loader import (
-    available_memory, check_memory, load_model, num_parameters, weight_bytes)
+    check_memory, load_model, num_parameters, weight_bytes)
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.engine.answer import Answer
 from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_template
@@ -37,8 +37,6 @@ from tinychat_ros.engine.tokenizer import Tokenizer
 from tinychat_ros.errors import (
     ChatTemplateError, EngineBusyError, InvalidRequestError, PromptTooLongError, TokenizerError)
 from tinychat_ros.models.kv_cache import KVCache
-
-_FREE_MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,10 @@ class Engine:
         with CheckpointReader(config.model_path) as reader:
             shape = reader.config
             max_seq_len = config.seq_len(shape.max_position_embeddings)
-            budget = config.memory_budget or int(_FREE_MEMORY_SHARE * available_memory(device))
             size = weight_bytes(reader, dtype)
             torch.set_num_threads(config.threads(size))
-            check_memory(reader, dtype, config.num_slots, max_seq_len, budget)
-            self.tokenizer = Tokenizer.load(config.model_path)
-            _check_fit(self.tokenizer, reader)
+            check_memory(reader, dtype, config.num_slots, max_seq_len, config.budget())
+            self.tokenizer = load_tokenizer(reader)
             self._template = _load_template(config, self.tokenizer)
             self._stop_ids = _stop_ids(reader, self.tokenizer)
             self.default_sampling = SamplingParams.from_generation_config(
@@ -199,6 +195,20 @@ class Engine:
         return self.tokenizer.encode(self._template.render(messages), special=False)
 
 
+def load_tokenizer(reader: CheckpointReader) -> Tokenizer:
+    """
+    Read the tokenizer of an open checkpoint.
+
+    :raises TokenizerError: there is none, or it has tokens that the model does not embed.
+    """
+    tokenizer = Tokenizer.load(reader.path)
+    if tokenizer.vocab_size > reader.config.vocab_size:
+        raise TokenizerError(
+            f'{reader.path}: expected a tokenizer of at most {reader.config.vocab_size} tokens, '
+            f'as many as the model embeds, got one of {tokenizer.vocab_size}')
+    return tokenizer
+
+
 def _load_template(config: EngineConfig, tokenizer: Tokenizer) -> Optional[ChatTemplate]:
     if config.chat_template:
         source = read_template(Path(config.chat_template).expanduser())
@@ -213,10 +223,3 @@ def _stop_ids(reader: CheckpointReader, tokenizer: Tokenizer) -> frozenset[int]:
     if eos is not None and (eos_id := tokenizer.token_id(eos)) is not None:
         ids.add(eos_id)
     return frozenset(ids)
-
-
-def _check_fit(tokenizer: Tokenizer, reader: CheckpointReader) -> None:
-    if tokenizer.vocab_size > reader.config.vocab_size:
-        raise TokenizerError(
-            f'{reader.path}: expected a tokenizer of at most {reader.config.vocab_size} tokens, '
-            f'as many as the model embeds, got one of {tokenizer.vocab_size}')

@@ -38,10 +38,13 @@ class Linear:
 
     :param weight: a plain tensor [N, K], or a quantized weight, canonical or in a kernel's layout.
     :param bias: [N] or None.
+    :param activation_group: values along K that share the scale with which the input is rounded
+        to int8, as W4A8 kernels do; 0 leaves the input as it is.
     """
 
     weight: RuntimeWeight
     bias: Optional[Tensor] = None
+    activation_group: int = 0
 
 
 def concatenate(weights: Sequence[StoredWeight]) -> StoredWeight:

@@ -63,12 +63,14 @@ def linear(x: Tensor, layer: Linear) -> Tensor:
 
     :raises KernelError: when K of x and of the weight differ.
     """
+    _check_features(x, layer.weight.shape[1])
+    if layer.activation_group:
+        x = reference.fake_quantize_activations(x, layer.activation_group)
     if isinstance(layer.weight, CpuTiles):
         out = _wna16_cpu(x, layer.weight)
     elif isinstance(layer.weight, Int8Weight) and why_reference(layer.weight) is None:
         out = _w8a8_cpu(x, layer.weight)
     else:
-        _check_features(x, layer.weight.shape[1])
         out = reference.linear(x, layer.weight)
     return out if layer.bias is None else out + layer.bias
 
@@ -121,7 +123,6 @@ def _linears(x: Tensor, layers: Sequence[Linear]) -> Tensor:
 
 
 def _wna16_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
-    _check_features(x, tiles.k)
     # The kernel's activations are fp32: fp16 and bf16 widen exactly.
     x32 = x.float().contiguous()
     out = torch.empty(x.shape[0], tiles.n, dtype=torch.float32)
@@ -133,7 +134,6 @@ def _wna16_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
 
 def _w8a8_cpu(x: Tensor, weight: Int8Weight) -> Tensor:
     n, k = weight.shape
-    _check_features(x, k)
     x32 = x.float().contiguous()
     qweight, scales = weight.qweight.contiguous(), weight.scales.contiguous()
     out = torch.empty(x.shape[0], n, dtype=torch.float32)

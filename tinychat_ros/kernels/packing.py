@@ -140,6 +140,11 @@ TILE_ROWS = 16
 _ROWS_AT_ONCE = 1024
 
 
+def tile_columns(group_size: int) -> int:
+    """Return the columns of a tile, 128, 64 or 32; G itself where no tile fits."""
+    return next((block for block in (128, 64, 32) if group_size % block == 0), group_size)
+
+
 @dataclass(frozen=True)
 class CpuTiles:
     """
@@ -157,6 +162,11 @@ class CpuTiles:
     k: int
     bits: int
     block: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, K)."""
+        return self.n, self.k
 
 
 def cpu_tiles_refusal(weight: QuantizedWeight) -> str | None:
@@ -181,7 +191,7 @@ def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
     if refusal is not None:
         raise KernelError(f'pack_cpu_tiles: {refusal}')
     n, k = weight.shape
-    block = next(b for b in (128, 64, 32) if weight.group_size % b == 0)
+    block = tile_columns(weight.group_size)
     data = torch.empty((n + TILE_ROWS - 1) // TILE_ROWS, k // block,
                        block * weight.bits * 2 + 48, dtype=torch.uint8)
     for begin in range(0, n, _ROWS_AT_ONCE):

@@ -59,6 +59,18 @@ def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     return q.to(torch.int8), scale
 
 
+def fake_quantize_activations(x: Tensor, group: int) -> Tensor:
+    """
+    Round x [T, K] to int8 as :func:`quantize_per_token` does, each ``group`` values by one scale.
+
+    A linear of x in fp32 and a W4 weight then gives the sums of a W4A8 kernel.
+
+    :returns: [T, K], dequantized, in the dtype of x.
+    """
+    q, scale = quantize_per_token(x.reshape(-1, group))
+    return (q * scale[:, None]).to(x.dtype).view(x.shape)
+
+
 def _linear_int8(x: Tensor, weight: Int8Weight) -> Tensor:
     q, scale = quantize_per_token(x)
     # Every sum is an integer that fp64 holds, in whatever order a device adds.

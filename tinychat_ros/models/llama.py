@@ -78,6 +78,7 @@ class LlamaModel:
         hidden, vocab = config.hidden_size, config.vocab_size
         self.config = config
         self._embedding = weights.tensor('model.embed_tokens.weight', [vocab, hidden])
+        self.dtype = self._embedding.dtype
         self._blocks = [LlamaBlock.load(config, weights, f'model.layers.{i}')
                         for i in range(config.num_hidden_layers)]
         self._norm = ops.Norm(weights.tensor('model.norm.weight', [hidden]), config.rms_norm_eps)

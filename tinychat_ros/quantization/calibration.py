@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Calibration text: what is read, and the token samples that a model is run on."""
+"""Text files, the calibration text among them, and the token samples that a model is run on."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from torch import Tensor
 
 from tinychat_ros.errors import ConfigError
 
+# One object per line, with a text in each.
+JSON_LINES = ('.jsonl', '.json')
 _BUILT_IN = Path(__file__).with_name('calibration_text.jsonl')
 
 
@@ -41,7 +43,7 @@ def read_texts(path: Path | None, separator: str = '') -> list[str]:
     """
     path = path or _BUILT_IN
     content = _read(path)
-    if path.suffix in ('.jsonl', '.json'):
+    if path.suffix in JSON_LINES:
         # Not splitlines(): a JSON string may hold U+2028, which ends a line there.
         texts = [_text_of(line, f'{path}, line {number}')
                  for number, line in enumerate(content.split('\n'), start=1) if line.strip()]
@@ -51,7 +53,7 @@ def read_texts(path: Path | None, separator: str = '') -> list[str]:
         texts = [content]
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise ConfigError(f'{path}: expected text for the calibration, and there is none in it')
+        raise ConfigError(f'{path}: expected text, and there is none in it')
     return texts
 
 
