@@ -127,7 +127,8 @@ def test_verbose_shows_the_traceback():
 def test_every_option_has_a_help_text():
     parser = cli.build_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    assert set(commands.choices) == {'chat', 'generate', 'perplexity', 'inspect', 'doctor'}
+    assert set(commands.choices) == {'chat', 'generate', 'quantize', 'perplexity',
+                                     'inspect', 'doctor'}
     for command in commands.choices.values():
         assert all(action.help for action in command._actions)
         assert '--json' in command.format_help()

@@ -36,6 +36,12 @@ def awq_config(group_size: int, not_converted: Sequence[str]) -> dict[str, Any]:
             'version': 'gemm', 'modules_to_not_convert': list(not_converted) or None}
 
 
+def w3_config(group_size: int, not_converted: Sequence[str]) -> dict[str, Any]:
+    """Describe a checkpoint with 3-bit layers in ``tinychat-w3``, which only this engine reads."""
+    return {**awq_config(group_size, not_converted), 'quant_method': 'tinychat', 'bits': 3,
+            'version': 'w3'}
+
+
 def w8a8_config(ignore: Sequence[str]) -> dict[str, Any]:
     """
     Describe a checkpoint with int8 layers in compressed-tensors' ``int-quantized`` format.

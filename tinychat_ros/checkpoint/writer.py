@@ -44,6 +44,16 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
     :param extra_files: tokenizer and generation files, copied under their own names.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
+    save_tensors(out_dir / 'model.safetensors', stored_tensors(tensors), {'format': 'pt'})
+    for extra in extra_files:
+        replace_file(out_dir / extra.name,
+                     lambda path, source=extra: shutil.copyfile(source, path))
+    # Last, since a reader starts with it.
+    save_json(out_dir / 'config.json', config)
+
+
+def stored_tensors(tensors: Mapping[str, StoredWeight]) -> dict[str, Tensor]:
+    """Return each weight as the tensors of its format, by their full names."""
     flat: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if isinstance(value, QuantizedWeight):
@@ -52,14 +62,18 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
             flat.update(w8a8_tensors(name, value))
         else:
             flat[name] = value.contiguous()
-    replace_file(out_dir / 'model.safetensors',
-                 lambda path: save_file(flat, path, metadata={'format': 'pt'}))
-    for extra in extra_files:
-        replace_file(out_dir / extra.name,
-                     lambda path, source=extra: shutil.copyfile(source, path))
-    # Last, since a reader starts with it.
-    replace_file(out_dir / 'config.json',
-                 lambda path: path.write_text(json.dumps(dict(config), indent=2) + '\n'))
+    return flat
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file that appears whole or not at all."""
+    replace_file(path, lambda partial: save_file(dict(tensors), partial, metadata=dict(metadata)))
+
+
+def save_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    text = json.dumps(dict(value), indent=2) + '\n'
+    replace_file(path, lambda partial: partial.write_text(text))
 
 
 def awq_gemm_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:

@@ -40,14 +40,15 @@ def output_options() -> argparse.ArgumentParser:
     return options
 
 
-def device_options() -> argparse.ArgumentParser:
-    """Return the options of the commands that run a model."""
+def device_options(dtype: bool = True) -> argparse.ArgumentParser:
+    """Return the options of the commands that run a model, --dtype among them or not."""
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group('device')
     group.add_argument('--device', default='auto', choices=DEVICES,
                        help='default: auto, the GPU where there is one')
-    group.add_argument('--dtype', default='auto', choices=('auto', *DTYPES),
-                       help='of activations (default: auto, float32 on the CPU)')
+    if dtype:
+        group.add_argument('--dtype', default='auto', choices=('auto', *DTYPES),
+                           help='of activations (default: auto, float32 on the CPU)')
     group.add_argument('--threads', type=int, default=0, metavar='N',
                        help='CPU threads (default: 0, every core, or one for a small model)')
     return options

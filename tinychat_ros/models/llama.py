@@ -63,11 +63,18 @@ class LlamaBlock:
     def forward(self, x: Tensor, rope: ops.RotaryTable, cache: ops.LayerCache,
                 start: int) -> Tensor:
         """Run x [T, H] at positions start .. start + T - 1 and append it to the cache."""
+        x = ops.linear_residual(self.attend(x, rope, cache, start), self.o_proj, x)
+        return ops.linear_residual(self.gated(x), self.down_proj, x)
+
+    def attend(self, x: Tensor, rope: ops.RotaryTable, cache: ops.LayerCache,
+               start: int) -> Tensor:
+        """Return what ``o_proj`` reads, [T, Hq * D], and append to the cache."""
         q = ops.qkv_rope_append(x, self.attention_norm, self.qkv, rope, cache, start)
-        attended = ops.attention(q, cache, start + x.shape[0])
-        x = ops.linear_residual(attended, self.o_proj, x)
-        hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
-        return ops.linear_residual(hidden, self.down_proj, x)
+        return ops.attention(q, cache, start + x.shape[0])
+
+    def gated(self, x: Tensor) -> Tensor:
+        """Return what ``down_proj`` reads, [T, I]."""
+        return ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
 
 
 class LlamaModel:

@@ -1,0 +1,186 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+W8A8: int8 weights per output channel, int8 activations per token, and channels made alike.
+
+Xiao et al., SmoothQuant (ICML 2023): a factor of each input channel moves magnitude from the
+activations, where single channels are large, into the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from tinychat_ros.kernels import reference
+from tinychat_ros.kernels.linear import Linear, StoredWeight
+from tinychat_ros.kernels.packing import Int8Weight
+from tinychat_ros.models.llama import LlamaBlock
+from tinychat_ros.quantization.block import fold_into_norm, Inputs
+from tinychat_ros.quantization.recipes import Part, Scratch
+from tinychat_ros.quantization.report import LayerResult
+
+ALPHAS = tuple(step / 20 for step in range(6, 19))
+PLAIN = 'plain'
+
+
+def quantize_int8(weight: Tensor) -> Int8Weight:
+    """Round a weight [N, K] to int8 with a symmetric scale, max |w| / 127, of each row."""
+    scales = weight.abs().amax(1) / 127
+    steps = weight / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    return Int8Weight(torch.round(steps).clamp(-127, 127).to(torch.int8), scales)
+
+
+def smoothing(activations: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
+    """
+    Return s = max|x|^alpha / max|w|^(1 - alpha) of each input channel, fp32 [K].
+
+    :param activations: max |x| [K]. A channel that is always zero, in x or in w, keeps s = 1.
+    """
+    largest = torch.cat(list(weights)).abs().amax(0)
+    factors = activations ** alpha / largest ** (1 - alpha)
+    usable = (activations > 0) & (largest > 0) & torch.isfinite(factors) & (factors > 0)
+    return torch.where(usable, factors, torch.ones_like(factors))
+
+
+@dataclass
+class Survey:
+    """
+    What one part of one block showed on the calibration text.
+
+    :param largest: max |x| of what the first linears read, [K].
+    :param losses: by layer, then by alpha as text, or PLAIN without smoothing: mean squared error
+        of the outputs over their mean square.
+    """
+
+    largest: Tensor
+    losses: dict[str, dict[str, float]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what :meth:`from_json` reads."""
+        return {'largest': self.largest.tolist(), 'losses': self.losses}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Survey:
+        """Return a survey that was kept as JSON, which loses no bit of fp32."""
+        return cls(torch.tensor(value['largest']), value['losses'])
+
+
+class Surveyor:
+    """
+    Measures one block, part by part.
+
+    :param alpha: the only one to try; None tries ALPHAS.
+    """
+
+    def __init__(self, block: LlamaBlock, scratch: Scratch, alpha: Optional[float]) -> None:
+        self.current = block
+        self._scratch = scratch
+        self._alphas = ALPHAS if alpha is None else (alpha,)
+        self._surveys: dict[str, Survey] = {}
+
+    def quantize(self, part: Part, inputs: Inputs, search: Inputs) -> None:
+        """Measure a part; nothing is quantized yet."""
+        self._surveys[part.norm] = survey(part, self.current, self._scratch, inputs, search,
+                                          self._alphas)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the surveys by the norms of their parts."""
+        return {norm: found.as_json() for norm, found in self._surveys.items()}
+
+
+def survey(part: Part, block: LlamaBlock, scratch: Scratch, inputs: Inputs, search: Inputs,
+           alphas: Sequence[float]) -> Survey:
+    """Measure the inputs of a part, and on ``search`` what each alpha would lose."""
+    norm, first = getattr(block, part.norm), getattr(block, part.first)
+    largest = torch.zeros_like(norm.weight)
+    for x, _ in inputs():
+        largest = torch.maximum(largest, reference.rms_norm(x, *norm).abs().amax(0))
+    normed = [reference.rms_norm(x, *norm) for x, _ in search()]
+    losses: dict[str, dict[str, float]] = {name: {} for name in part.first_names}
+    weights = [layer.weight for layer in first]
+    for alpha in (None, *alphas):
+        factors = (torch.ones_like(largest) if alpha is None
+                   else smoothing(largest, weights, alpha))
+        for name, weight in zip(part.first_names, weights):
+            losses[name][_key(alpha)] = _loss(normed, weight, factors)
+    hidden = [part.hidden(block, x, scratch) for x, _ in search()]
+    last = getattr(block, part.last).weight
+    losses[part.last_name] = {PLAIN: _loss(hidden, last, torch.ones_like(last[0]))}
+    return Survey(largest, losses)
+
+
+def best_alpha(surveys: Sequence[Survey]) -> float:
+    """Return the alpha with the smallest sum of relative errors over the whole model."""
+    totals = {alpha: sum(by_alpha[_key(alpha)] for found in surveys
+                         for by_alpha in found.losses.values() if _key(alpha) in by_alpha)
+              for alpha in ALPHAS}
+    return min(totals, key=totals.__getitem__)
+
+
+class SmoothQuantizer:
+    """
+    Turns one block into int8, part by part.
+
+    :param block: the block with plain fp32 weights, each linear on its own.
+    """
+
+    def __init__(self, block: LlamaBlock, prefix: str, alpha: float,
+                 surveys: Mapping[str, Survey]) -> None:
+        self.current = block
+        self.tensors: dict[str, StoredWeight] = {}
+        self.results: list[LayerResult] = []
+        self._prefix, self._alpha, self._surveys = prefix, alpha, surveys
+
+    def quantize(self, part: Part, inputs: Optional[Inputs], search: Optional[Inputs]) -> None:
+        """Smooth the first linears of a part through its norm, and round all of them."""
+        found = self._surveys[part.norm]
+        norm, first = getattr(self.current, part.norm), getattr(self.current, part.first)
+        factors = smoothing(found.largest.to(norm.weight), [layer.weight for layer in first],
+                            self._alpha)
+        norm, factors = fold_into_norm(norm, factors)
+        self.tensors[f'{self._prefix}{part.norm_name}.weight'] = norm.weight.half()
+        for name, layer in zip(part.first_names, first):
+            self._store(name, replace(layer, weight=layer.weight * factors), found, self._alpha)
+        self._store(part.last_name, getattr(self.current, part.last), found, None)
+
+    def _store(self, name: str, layer: Linear, found: Survey, alpha: Optional[float]) -> None:
+        n, k = layer.weight.shape
+        self.tensors[f'{self._prefix}{name}'] = quantize_int8(layer.weight)
+        if layer.bias is not None:
+            self.tensors[f'{self._prefix}{name}.bias'] = layer.bias.half()
+        losses = found.losses[name]
+        self.results.append(LayerResult(
+            name=f'{self._prefix}{name}', n=n, k=k, bits=8, group_size=None,
+            loss_rtn=losses[PLAIN], loss=losses[_key(alpha)], alpha=alpha,
+            bytes_before=2 * n * k, bytes_after=n * k + 4 * n))
+
+
+def _key(alpha: Optional[float]) -> str:
+    return PLAIN if alpha is None else f'{alpha:g}'
+
+
+def _loss(inputs: Sequence[Tensor], weight: Tensor, factors: Tensor) -> float:
+    """Return the mean squared error of W8A8 outputs, over the mean square of the outputs."""
+    rounded = quantize_int8(weight * factors)
+    error = energy = 0.0
+    for x in inputs:
+        wanted = reference.linear(x, weight)
+        found = reference.linear(x / factors, rounded)
+        error += float((found - wanted).pow(2).sum(dtype=torch.float64))
+        energy += float(wanted.pow(2).sum(dtype=torch.float64))
+    return error / energy if energy else 0.0
