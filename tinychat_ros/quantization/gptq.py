@@ -76,38 +76,47 @@ def _block(group: int) -> int:
 
 
 class _Columns:
-    """The weight while its columns, in rounding order, turn into codes."""
+    """
+    The weight while its columns, in rounding order, turn into codes.
+
+    It is kept transposed, since every step reads and writes whole columns.
+    """
 
     def __init__(self, weight: Tensor, feedback: Tensor, order: Tensor, spec: WeightSpec,
                  grid: Optional[Grid]) -> None:
-        self.codes = torch.empty_like(weight)
-        self._weight = weight.clone()
+        self._weight = weight.t().contiguous()
+        self._codes = torch.empty_like(self._weight)
         self._feedback = feedback
         self._groups = (order // spec.group(len(order))).tolist()
         self._spec = spec
-        self._row = WeightSpec(spec.bits, -1, spec.symmetric)
+        self._column = WeightSpec(spec.bits, -1, spec.symmetric)
         self.scales = [] if grid is None else list(grid.scales.unbind(1))
         self.zeros = [] if grid is None else list(grid.zeros.unbind(1))
 
+    @property
+    def codes(self) -> Tensor:
+        """Return the codes [N, K]."""
+        return self._codes.t()
+
     def round_block(self, begin: int, end: int) -> None:
         """Round the columns from ``begin`` to ``end`` and correct all later ones."""
-        errors = torch.empty_like(self._weight[:, begin:end])
+        errors = torch.empty_like(self._weight[begin:end])
         for column in range(begin, end):
             grid = self._grid(column)
-            weight = self._weight[:, column:column + 1]
-            code = nearest_codes(weight, grid, self._row)
-            error = (weight - values(code, grid, self._row)) / self._feedback[column, column]
-            self.codes[:, column:column + 1] = code
-            errors[:, column - begin:column - begin + 1] = error
-            self._weight[:, column + 1:end] -= error * self._feedback[column, column + 1:end]
-        self._weight[:, end:] -= errors @ self._feedback[begin:end, end:]
+            weight = self._weight[column][:, None]
+            code = nearest_codes(weight, grid, self._column)
+            error = (weight - values(code, grid, self._column)) / self._feedback[column, column]
+            self._codes[column], errors[column - begin] = code[:, 0], error[:, 0]
+            self._weight[column + 1:end].addr_(self._feedback[column, column + 1:end],
+                                               error[:, 0], alpha=-1)
+        self._weight[end:].addmm_(self._feedback[begin:end, end:].t(), errors, alpha=-1)
 
     def _grid(self, column: int) -> Grid:
         """Return the grid [N, 1] of a column, fitting that of its group when it is the first."""
         group = self._groups[column]
         if group == len(self.scales):
             size = self._spec.group(len(self._groups))
-            fitted = fit_grid(self._weight[:, column:column + size], self._row)
+            fitted = fit_grid(self._weight[column:column + size].t(), self._column)
             self.scales.append(fitted.scales[:, 0])
             self.zeros.append(fitted.zeros[:, 0])
         return Grid(self.scales[group][:, None], self.zeros[group][:, None])
