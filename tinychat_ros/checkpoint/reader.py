@@ -74,7 +74,7 @@ class CheckpointReader:
         self._files = {}
         try:
             for shard in _shards(path):
-                handle = self._stack.enter_context(_open(shard))
+                handle = self._stack.enter_context(open_tensors(shard))
                 self._files.update({name: handle for name in handle.keys()})
         except BaseException:
             self._stack.close()
@@ -138,6 +138,10 @@ class CheckpointReader:
             raise CheckpointError(f'{name}: expected {dtype}, got {tensor.dtype}')
         return tensor
 
+    def stored(self, name: str) -> Tensor:
+        """Return a tensor as stored, whatever it is."""
+        return self._file(name).get_tensor(name)
+
     def floats(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return a float tensor as stored, after checking its shape, dtype and values."""
         tensor = self._read(name, shape)
@@ -153,7 +157,7 @@ class CheckpointReader:
         found = self.shape(name)
         if found != list(shape):
             raise CheckpointError(f'{name}: expected shape {list(shape)}, got {found}')
-        return self._file(name).get_tensor(name)
+        return self.stored(name)
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
@@ -184,7 +188,12 @@ def _file_name(index: Path, shard: Any) -> str:
     return shard
 
 
-def _open(shard: Path) -> Any:
+def open_tensors(shard: Path) -> Any:
+    """
+    Open a safetensors file, a context manager.
+
+    :raises CheckpointError: the file is missing, may not be read or is not whole.
+    """
     try:
         return safe_open(shard, framework='pt')
     except FileNotFoundError:

@@ -18,8 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Sequence
 
-from safetensors import safe_open
-
+from tinychat_ros.checkpoint.reader import open_tensors
 from tinychat_ros.checkpoint.writer import save_json, save_tensors
 
 # Two copies of a shard are in memory while it is written.
@@ -28,7 +27,7 @@ SHARD_BYTES = 512 * 2**20
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file."""
-    with safe_open(path, framework='pt') as file:
+    with open_tensors(path) as file:
         return file.metadata() or {}
 
 
@@ -55,7 +54,7 @@ def join(pieces: Sequence[Path], out_dir: Path, shard_bytes: int = SHARD_BYTES) 
                 else f'model-{index + 1:05}-of-{len(shards):05}.safetensors')
         tensors = {}
         for piece in shard:
-            with safe_open(piece, framework='pt') as file:
+            with open_tensors(piece) as file:
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})
         save_tensors(out_dir / name, tensors, {'format': 'pt'})
         weight_map.update(dict.fromkeys(tensors, name))

@@ -21,6 +21,7 @@ from pathlib import Path
 import shutil
 from typing import Any, Callable, Iterable, Mapping
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -66,8 +67,18 @@ def stored_tensors(tensors: Mapping[str, StoredWeight]) -> dict[str, Tensor]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all."""
-    replace_file(path, lambda partial: save_file(dict(tensors), partial, metadata=dict(metadata)))
+    """
+    Write a safetensors file that appears whole or not at all.
+
+    :raises OSError: it cannot be written, as on a full disk.
+    """
+    def write(partial: Path) -> None:
+        try:
+            save_file(dict(tensors), partial, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise OSError(f'{path}: {error}') from None
+
+    replace_file(path, write)
 
 
 def save_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -104,6 +115,9 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         # safetensors writes files that only their owner may read.
         partial.chmod(0o644)
+        # Without it, a power cut can leave an empty file under the new name.
+        with open(partial, 'rb') as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

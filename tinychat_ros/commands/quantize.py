@@ -20,24 +20,32 @@ from dataclasses import asdict, replace
 import json
 from pathlib import Path
 import sys
-from typing import Any, Union
+from tempfile import TemporaryFile
+from typing import AbstractSet, Any, Union
 
 import torch
 
 from tinychat_ros.checkpoint.loader import weight_bytes
 from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.commands.common import device_options, FAILED, output_options, print_error
+from tinychat_ros.commands.common import device_options, FAILED, output_options
 from tinychat_ros.engine.config import EngineConfig
 from tinychat_ros.engine.engine import load_tokenizer
-from tinychat_ros.errors import ConfigError
+from tinychat_ros.errors import ConfigError, TinychatError
 from tinychat_ros.quantization.calibration import read_texts, token_samples
 from tinychat_ros.quantization.method import INPUTS, METHODS
 from tinychat_ros.quantization.quantize import (
     Job, Outcome, quantize_checkpoint, SmoothQuant, WeightOnly)
 from tinychat_ros.quantization.report import require_matplotlib, write_report
 from tinychat_ros.quantization.rtn import BITS, WeightSpec
+from tinychat_ros.quantization.work_folder import partial_path
 
 _SMOOTHQUANT = 'smoothquant'
+# Of options that are None where they are not given, to tell those that a method does not read.
+_DEFAULTS = {'bits': 4, 'group_size': 128, 'symmetric': False, 'separator': '', 'skip': 0,
+             'limit': 0, 'samples': 128, 'sample_length': 512, 'search_samples': 8, 'seed': 0}
+_OF_METHODS = ('inputs', 'act_order', 'clip_all', 'alpha_one', 'weight_magnitude')
+_OF_WEIGHTS = ('bits', 'group_size', 'symmetric', 'rounding', *_OF_METHODS)
+_OF_CALIBRATION = ('calibration', 'separator', 'skip', 'limit', 'samples', 'sample_length', 'seed')
 
 
 def add(commands: Any) -> None:
@@ -53,11 +61,12 @@ def add(commands: Any) -> None:
     parser.add_argument('--method', default='awq', choices=(*METHODS, _SMOOTHQUANT),
                         help='awq is the default and the best measured; awq-paper is AWQ as '
                         'published; smoothquant is W8A8')
-    parser.add_argument('--bits', type=int, default=4, choices=BITS,
+    parser.add_argument('--bits', type=int, choices=BITS,
                         help='default: 4, in AutoAWQ gemm; 3 is a format of our own')
-    parser.add_argument('--group-size', type=int, default=128, metavar='N',
+    parser.add_argument('--group-size', type=int, metavar='N',
                         help='inputs that share a scale, -1 for all of a row (default: 128)')
-    parser.add_argument('--symmetric', action='store_true', help='one zero point for all groups')
+    parser.add_argument('--symmetric', action='store_true', default=None,
+                        help='one zero point for all groups')
     parser.add_argument('--resume', action='store_true', help='go on with OUT.partial')
     parser.add_argument('--report', metavar='DIR',
                         help='write a page with plots there (needs matplotlib)')
@@ -70,20 +79,20 @@ def _add_calibration(group: Any) -> None:
     group.add_argument('--calibration', metavar='FILE',
                        help='plain text in UTF-8 or .jsonl with a "text" in each line (default: '
                        'the text that comes with this package)')
-    group.add_argument('--separator', default='', metavar='S',
+    group.add_argument('--separator', metavar='S',
                        help='cut a plain file here and make each text a sample of its own; '
                        'otherwise all text is joined and cut into samples')
-    group.add_argument('--skip', type=int, default=0, metavar='N',
+    group.add_argument('--skip', type=int, metavar='N',
                        help='leave out the first N texts (default: 0)')
-    group.add_argument('--limit', type=int, default=0, metavar='N',
+    group.add_argument('--limit', type=int, metavar='N',
                        help='use at most N texts (default: 0, all)')
-    group.add_argument('--samples', type=int, default=128, metavar='N',
+    group.add_argument('--samples', type=int, metavar='N',
                        help='use at most N samples (default: 128)')
-    group.add_argument('--sample-length', type=int, default=512, metavar='N',
+    group.add_argument('--sample-length', type=int, metavar='N',
                        help="tokens of a sample, at most the model's context (default: 512)")
-    group.add_argument('--search-samples', type=int, default=8, metavar='N',
+    group.add_argument('--search-samples', type=int, metavar='N',
                        help='try scales on N of them (default: 8)')
-    group.add_argument('--seed', type=int, default=0, metavar='S',
+    group.add_argument('--seed', type=int, metavar='S',
                        help='of the order of the texts (default: 0)')
 
 
@@ -107,9 +116,11 @@ def _add_choices(group: Any) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> int:
-    if args.report:
-        require_matplotlib()
+    given = {name for name, value in vars(args).items() if value is not None}
+    args = argparse.Namespace(**vars(args) | {
+        name: value for name, value in _DEFAULTS.items() if name not in given})
     scheme = _scheme(args)
+    _refuse_ignored(given, args.method, scheme)
     config = EngineConfig(device=args.device, num_threads=args.threads)
     source, out = Path(args.source), Path(args.out)
     with CheckpointReader(source) as reader:
@@ -118,12 +129,20 @@ def _quantize(args: argparse.Namespace) -> int:
                   device=config.torch_device())
         if job.calibrated:
             job = replace(job, samples=_samples(args, reader))
+    if args.report:
+        _check_report(Path(args.report), out)
     try:
         outcome = quantize_checkpoint(job, args.resume)
-    except (KeyboardInterrupt, OSError) as error:
-        print_error(error)
-        print(f'tinychat: what is finished stays in {out}.partial; go on with --resume',
-              file=sys.stderr)
+    except TinychatError:
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        if not partial_path(out).exists():
+            raise
+        what = f'error: {type(error).__name__}: {error}' if str(error) else 'interrupted'
+        print(f'tinychat: {what}; what is finished stays in {partial_path(out)}, go on with '
+              '--resume', file=sys.stderr)
+        if args.verbose:
+            raise
         return FAILED
     _report(args, job, outcome)
     return 0
@@ -132,13 +151,39 @@ def _quantize(args: argparse.Namespace) -> int:
 def _scheme(args: argparse.Namespace) -> Union[WeightOnly, SmoothQuant]:
     if args.method == _SMOOTHQUANT:
         return SmoothQuant(args.alpha)
-    chosen = {name: value for name in ('inputs', 'act_order', 'clip_all', 'alpha_one',
-                                       'weight_magnitude')
+    chosen = {name: value for name in _OF_METHODS
               if (value := getattr(args, name)) is not None}
     if args.rounding:
         chosen['feedback'] = args.rounding == 'feedback'
     return WeightOnly(replace(METHODS[args.method], **chosen),
                       WeightSpec(args.bits, args.group_size, args.symmetric))
+
+
+def _refuse_ignored(given: AbstractSet[str], method: str,
+                    scheme: Union[WeightOnly, SmoothQuant]) -> None:
+    """Refuse an option that would change nothing."""
+    smooth = isinstance(scheme, SmoothQuant)
+    for names, is_read, kind in (
+            (_OF_WEIGHTS, not smooth, 'for weights of 3 or 4 bits'),
+            (('alpha',), smooth, 'for weights of 8 bits'),
+            (_OF_CALIBRATION, smooth or scheme.method.calibrated, 'with calibration'),
+            (('search_samples',), smooth or scheme.method.scales, 'that searches scales')):
+        if not is_read and (ignored := given.intersection(names)):
+            raise ConfigError(f"{min(ignored).replace('_', '-')}: expected with it a method "
+                              f'{kind}, got {method}')
+
+
+def _check_report(folder: Path, out: Path) -> None:
+    """Refuse a report that could not be written after the work."""
+    require_matplotlib()
+    if folder.absolute().is_relative_to(out.absolute()):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f'report: expected a folder that can be written, got {folder}: '
+                          f'{error.strerror}') from None
 
 
 def _samples(args: argparse.Namespace, reader: CheckpointReader) -> list[torch.Tensor]:

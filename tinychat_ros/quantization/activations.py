@@ -15,13 +15,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from tinychat_ros.checkpoint.writer import replace_file
 from tinychat_ros.errors import CheckpointError
 
 _BYTES = 4
@@ -39,21 +39,28 @@ class Activations:
 
     def write(self, sequences: Iterable[Tensor]) -> None:
         """Write all sequences; the file appears when the last one is in it."""
-        partial = self._path.with_suffix('.partial')
-        with open(partial, 'wb') as file:
-            for sequence in sequences:
-                file.write(sequence.contiguous().cpu().numpy().tobytes())
-        os.replace(partial, self._path)
+        def write(partial: Path) -> None:
+            with open(partial, 'wb') as file:
+                for sequence in sequences:
+                    file.write(sequence.contiguous().cpu().numpy().tobytes())
+
+        replace_file(self._path, write)
 
     def read(self, device: torch.device, count: int = -1) -> Iterator[Tensor]:
-        """Yield the first ``count`` sequences, or all, each [T, H]."""
+        """
+        Yield the first ``count`` sequences, or all, each [T, H].
+
+        :raises CheckpointError: the file is not there or not whole.
+        """
+        expected = sum(self._lengths) * self._width * _BYTES
+        found = self._path.stat().st_size if self.exists() else 'no file'
+        if found != expected:
+            raise CheckpointError(f'{self._path}: expected {expected} bytes of activations, got '
+                                  f'{found}')
         lengths = self._lengths if count < 0 else self._lengths[:count]
         with open(self._path, 'rb') as file:
             for length in lengths:
                 data = bytearray(file.read(length * self._width * _BYTES))
-                if len(data) != length * self._width * _BYTES:
-                    raise CheckpointError(f'{self._path}: expected {sum(self._lengths)} rows of '
-                                          f'{self._width} fp32, got a shorter file')
                 yield torch.frombuffer(data, dtype=torch.float32).view(length, -1).to(device)
 
     def exists(self) -> bool:

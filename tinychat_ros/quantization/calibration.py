@@ -74,7 +74,7 @@ def token_samples(texts: Sequence[str], encode: Callable[[str], list[int]], num_
     """
     encoded = map(encode, Random(seed).sample(texts, len(texts)))
     if separate:
-        samples = [ids[:sample_length] for ids in islice(encoded, num_samples)]
+        samples = [ids[:sample_length] for ids in islice(filter(None, encoded), num_samples)]
     else:
         ids = list(islice(chain.from_iterable(encoded), num_samples * sample_length))
         if len(ids) < sample_length:

@@ -53,8 +53,13 @@ class Method:
         """Refuse what cannot be carried out."""
         if self.inputs not in INPUTS:
             raise ConfigError(f"inputs: expected one of {', '.join(INPUTS)}, got {self.inputs!r}")
-        if self.act_order and not self.feedback:
-            raise ConfigError('act_order: expected error feedback with it, which is off')
+        for choice, needed in (('act_order', 'feedback'), ('clip_all', 'clip'),
+                               ('alpha_one', 'scales'), ('weight_magnitude', 'scales')):
+            if getattr(self, choice) and not getattr(self, needed):
+                raise ConfigError(f'{choice}: expected {needed} with it, which is off')
+        if self.inputs != 'original' and not self.calibrated:
+            raise ConfigError(f'inputs: expected a method that reads them, got {self.inputs} with '
+                              'plain rounding')
 
     @property
     def calibrated(self) -> bool:

@@ -19,7 +19,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 import hashlib
-import json
+import math
+import os
 from pathlib import Path
 import resource
 import shutil
@@ -28,7 +29,6 @@ from typing import Any, Callable, Iterator, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.quantization_config import awq_config, w3_config, w8a8_config
@@ -39,16 +39,19 @@ from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.llama import LlamaBlock
 from tinychat_ros.quantization.block import BlockQuantizer, why_left
 from tinychat_ros.quantization.method import Method
+from tinychat_ros.quantization.progress import Progress
 from tinychat_ros.quantization.recipes import recipe, Scratch
 from tinychat_ros.quantization.report import LayerResult
 from tinychat_ros.quantization.rtn import WeightSpec
 from tinychat_ros.quantization.smoothquant import best_alpha, SmoothQuantizer, Survey, Surveyor
 from tinychat_ros.quantization.streams import ORIGINAL, Streams, STREAMS
-from tinychat_ros.quantization.work_folder import WorkFolder
+from tinychat_ros.quantization.work_folder import partial_path, WorkFolder
 
+_BLOCKS = 'model.layers.'
 _EMBEDDING = 'model.embed_tokens.weight'
 _KEPT_SUFFIXES = ('.json', '.jinja', '.model', '.txt')
 _KEPT_STEMS = ('LICENSE', 'LICENCE', 'NOTICE')
+_CPU = torch.device('cpu')
 
 Worker = Union[BlockQuantizer, Surveyor, SmoothQuantizer]
 
@@ -87,7 +90,16 @@ class Job:
     scheme: Union[WeightOnly, SmoothQuant]
     samples: Sequence[Tensor] = ()
     search_samples: int = 8
-    device: torch.device = torch.device('cpu')
+    device: torch.device = _CPU
+
+    def __post_init__(self) -> None:
+        """Refuse an output folder that exists, or whose work folder and the source overlap."""
+        if os.path.lexists(self.out):
+            raise ConfigError(f'{self.out}: expected an output folder that does not exist yet')
+        source, work = self.source.resolve(), partial_path(self.out).resolve()
+        if work.is_relative_to(source) or source.is_relative_to(work):
+            raise ConfigError(f'{self.out}: expected a folder outside of the source '
+                              f'{self.source}')
 
     @property
     def calibrated(self) -> bool:
@@ -164,7 +176,7 @@ class _Run:
         with CheckpointReader(job.source) as reader:
             self.model: ModelConfig = reader.config
         self._job, self._work = job, work
-        self._block, self._parts = recipe(self.model.model_type)
+        _, self._parts = recipe(self.model.model_type)
         self._lengths = [len(sample) for sample in job.samples]
         self._scratch = Scratch(self.model, max(self._lengths, default=1), job.device)
 
@@ -217,15 +229,13 @@ class _Run:
             streams.begin(_place(0), self._embedded)
         steps = len(self._parts)
         layers = sum(len(part.first_names) + 1 for part in self._parts)
-        with tqdm(initial=blocks.start, total=total, desc=title, unit='block') as bar, tqdm(
-                initial=blocks.start * layers, total=total * layers, desc='layers',
-                unit='layer', disable=None) as layer_bar:
+        with Progress(title, blocks.start, total, layers) as progress:
             for index in blocks:
                 worker = make(index, block := self._load(index))
                 streams.stand(_place(index))
                 for step, part in enumerate(self._parts):
                     self._treat(worker, part, streams)
-                    layer_bar.update(len(part.first_names) + 1)
+                    progress.add_layers(len(part.first_names) + 1)
                     if index + 1 < total or step + 1 < steps:
                         behind = f'part-{step}' if step + 1 < steps else _place(index + 1)
                         streams.advance(behind, partial(self._output, worker, block, part))
@@ -233,7 +243,7 @@ class _Run:
                 # Only now: until here a killed run needs what entered this block.
                 for place in (_place(index), *(f'part-{step}' for step in range(steps - 1))):
                     streams.forget(place)
-                bar.update()
+                progress.add_block()
         return len(blocks)
 
     def _treat(self, worker: Worker, part: Any, streams: Streams) -> None:
@@ -249,8 +259,7 @@ class _Run:
 
     def _load(self, index: int) -> LlamaBlock:
         with CheckpointReader(self._job.source) as reader:
-            return self._block.load(self.model, _Floats(reader, self._job.device),
-                                    _prefix(index).rstrip('.'))
+            return _load_block(reader, index, self._job.device)
 
     def _embedded(self) -> Iterator[Tensor]:
         with CheckpointReader(self._job.source) as reader:
@@ -264,7 +273,12 @@ def _place(index: int) -> str:
 
 
 def _prefix(index: int) -> str:
-    return f'model.layers.{index}.'
+    return f'{_BLOCKS}{index}.'
+
+
+def _load_block(reader: CheckpointReader, index: int, device: torch.device) -> LlamaBlock:
+    block, _ = recipe(reader.config.model_type)
+    return block.load(reader.config, _Floats(reader, device), _prefix(index).rstrip('.'))
 
 
 def _check(job: Job, reader: CheckpointReader) -> None:
@@ -277,7 +291,8 @@ def _check(job: Job, reader: CheckpointReader) -> None:
             raise UnsupportedModelError(f'{reader.path}: expected plain weights, got {name} in '
                                         f'the format {found}: it is quantized already')
     if isinstance(job.scheme, WeightOnly):
-        shapes = [reader.shape(f'{name}.weight') for name in names if '.layers.' in name]
+        shapes = [reader.shape(f'{name}.weight') for name in names
+                  if name.startswith(_BLOCKS)]
         if all(why_left(n, k, job.scheme.spec) for n, k in shapes):
             widths = ' or '.join(str(k) for k in sorted({k for _, k in shapes}))
             raise ConfigError(f'group size: expected a divisor of a K of this model, {widths}, '
@@ -290,6 +305,10 @@ def _check(job: Job, reader: CheckpointReader) -> None:
         raise ConfigError(f'calibration: expected token ids below {vocabulary}, got {largest}: '
                           'the tokenizer is of another model')
     _check_room(job, reader)
+    # Each tensor is read once now, so that a bad one is not found after hours.
+    for index in range(reader.config.num_hidden_layers):
+        _load_block(reader, index, _CPU)
+    _other_tensors(reader)
 
 
 def _check_room(job: Job, reader: CheckpointReader) -> None:
@@ -297,10 +316,15 @@ def _check_room(job: Job, reader: CheckpointReader) -> None:
     tokens = sum(map(len, job.samples)) if job.calibrated else 0
     # Two streams, of what enters a block, a part and the next block.
     needed = tokens * reader.config.hidden_size * 4 * 2 * 3
+    # Scales and zero points take up to 5/8 of a bit at groups of 32 or more.
+    bits = job.scheme.spec.bits + 1 if isinstance(job.scheme, WeightOnly) else 8
     # The finished blocks, and the files that they are joined into.
-    needed += 2 * sum(reader.num_bytes(name) for name in reader.names) // 2
-    place = next(path for path in job.out.absolute().parents if path.exists())
-    free = shutil.disk_usage(place).free
+    needed += 2 * sum(math.prod(reader.shape(name)) * bits // 8 if name.startswith(_BLOCKS)
+                      else reader.num_bytes(name) for name in reader.names)
+    place = next(path for path in job.out.absolute().parents if os.path.exists(path))
+    # What an earlier run left is part of what this one needs.
+    left = sum(file.stat().st_size for file in partial_path(job.out).glob('*') if file.is_file())
+    free = shutil.disk_usage(place).free + left
     if free < needed:
         raise ConfigError(f'{place}: expected {needed / 2**20:.0f} MiB of free space, got '
                           f'{free / 2**20:.0f} MiB')
@@ -308,26 +332,37 @@ def _check_room(job: Job, reader: CheckpointReader) -> None:
 
 def _settings(job: Job) -> dict[str, Any]:
     """Return all that decides a byte of the output."""
-    samples = hashlib.sha256()
-    for sample in job.samples if job.calibrated else ():
-        samples.update(json.dumps(sample.tolist()).encode())
+    samples = [sample.tolist() for sample in job.samples] if job.calibrated else []
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)
+             for file in sorted(job.source.glob('*.safetensors'))]
+    scheme = asdict(job.scheme)
+    if isinstance(job.scheme, WeightOnly):
+        scheme = {**scheme['method'], **scheme['spec']}
     return {
-        'source': {file.name: file.stat().st_size
-                   for file in sorted(job.source.glob('*.safetensors'))},
-        'config': hashlib.sha256((job.source / 'config.json').read_bytes()).hexdigest(),
-        'scheme': asdict(job.scheme), 'calibration': samples.hexdigest(),
+        'scheme': type(job.scheme).__name__, **scheme, 'samples': len(samples),
+        'tokens': sum(map(len, samples)), 'calibration': _digest(repr(samples).encode()),
         'search_samples': job.search_samples, 'device': str(job.device),
-        'threads': torch.get_num_threads()}
+        'threads': torch.get_num_threads(), 'weights': _digest(repr(files).encode()),
+        'config': _digest((job.source / 'config.json').read_bytes())}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _other_tensors(reader: CheckpointReader) -> dict[str, StoredWeight]:
-    """Return what lies outside the blocks, in fp16."""
-    others: dict[str, StoredWeight] = {}
-    for name in sorted(reader.names):
-        if '.layers.' not in name:
-            others[name] = reader.floats(name, reader.shape(name)).half()
-            if not torch.isfinite(others[name]).all():
-                raise CheckpointError(f'{name}: expected values that fp16 holds, got larger ones')
+    """Return what lies outside the blocks; what the model reads of it in fp16."""
+    model = reader.config
+    table = [model.vocab_size, model.hidden_size]
+    read = {_EMBEDDING: table, 'model.norm.weight': [model.hidden_size]}
+    if not model.tie_word_embeddings:
+        read['lm_head.weight'] = table
+    others = {name: reader.stored(name) for name in sorted(reader.names)
+              if not name.startswith(_BLOCKS)}
+    for name, shape in read.items():
+        others[name] = reader.floats(name, shape).half()
+        if not torch.isfinite(others[name]).all():
+            raise CheckpointError(f'{name}: expected values that fp16 holds, got larger ones')
     return others
 
 
@@ -347,7 +382,7 @@ def _config(job: Job, layers: Sequence[LayerResult]) -> dict[str, Any]:
 
 def _extra_files(source: Path) -> list[Path]:
     """List the tokenizer's, the generation's and the licence's files."""
-    written = ('config.json', 'model.safetensors.index.json')
     return [file for file in sorted(source.iterdir())
-            if file.is_file() and file.name not in written and not file.name.startswith('.')
-            and (file.suffix in _KEPT_SUFFIXES or file.stem in _KEPT_STEMS)]
+            if file.is_file() and not file.name.startswith('.')
+            and (file.suffix in _KEPT_SUFFIXES or file.stem.upper() in _KEPT_STEMS)
+            and file.name != 'config.json' and not file.name.endswith('.index.json')]

@@ -32,46 +32,56 @@ from tinychat_ros.kernels.linear import StoredWeight
 from tinychat_ros.quantization.report import LayerResult
 
 
+_LOCK, _STATE = 'lock', 'settings.json'
+
+
+def partial_path(out: Path) -> Path:
+    """Return the folder that a running quantization works in."""
+    return out.with_name(f'{out.name}.partial')
+
+
 class WorkFolder:
     """
     Holds one file for each finished block; the output folder appears when all is done.
 
-    :param out: the output folder, which must not exist.
+    :param out: the output folder, which must not exist when all is done.
     :param settings: all that decides what is written; a run goes on only with the same.
     :param resume: go on with what an earlier run left, if it left anything.
-    :raises ConfigError: ``out`` exists or cannot be made, an earlier run is in the way, is still
-        running or had other settings.
+    :raises ConfigError: the folder cannot be made or is not of an earlier run, or such a run is
+        in the way, is still running or had other settings.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], resume: bool) -> None:
-        self.path = out.with_name(f'{out.name}.partial')
-        self._out, self._state = out, self.path / 'settings.json'
-        if out.exists():
-            raise ConfigError(f'{out}: expected an output folder that does not exist yet')
-        if self.path.exists() and not resume:
-            raise ConfigError(f'{self.path}: an earlier run left this; go on with --resume, or '
-                              'remove it')
+        self.path = partial_path(out)
+        self._out = out
         try:
+            left = self.path.exists()
+            if left:
+                _check_left(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / 'lock', 'w')
+            self._lock = open(self.path / _LOCK, 'w')
         except OSError as error:
             raise ConfigError(f'{out}: expected a folder that can be written, got: '
                               f'{error.strerror}') from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f'{self.path}: another run is working in it') from None
-        self._check(json.loads(json.dumps(dict(settings))))
+            self._begin(settings, left, resume)
+        except BaseException:
+            self._lock.close()
+            raise
 
-    def _check(self, settings: Mapping[str, Any]) -> None:
-        if not self._state.exists():
-            save_json(self._state, settings)
-            return
-        before = read_json(self._state)
-        for key in sorted({*before, *settings}):
-            if before.get(key) != settings.get(key):
-                raise ConfigError(f'{self.path}: expected {key} = {before.get(key)!r} as in the '
-                                  f'run to go on with, got {settings.get(key)!r}')
+    def _begin(self, settings: Mapping[str, Any], left: bool, resume: bool) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f'{self.path}: another run is working in it') from None
+        if left and not resume:
+            raise ConfigError(f'{self.path}: an earlier run left this; go on with --resume, or '
+                              'remove it')
+        state = self.path / _STATE
+        if state.exists():
+            _check_same(self.path, read_json(state), settings)
+        else:
+            save_json(state, settings)
 
     def save(self, name: str, value: Any) -> None:
         """Keep something that JSON can hold."""
@@ -83,8 +93,12 @@ class WorkFolder:
         return read_json(path)[name] if path.exists() else None
 
     def has_block(self, index: int) -> bool:
-        """Say whether a block is finished."""
-        return self._block(index).exists()
+        """
+        Say whether a block is finished.
+
+        :raises CheckpointError: its file is damaged.
+        """
+        return self._block(index).exists() and bool(self.results(index))
 
     def save_block(self, index: int, tensors: Mapping[str, StoredWeight],
                    results: Iterable[LayerResult]) -> None:
@@ -115,7 +129,6 @@ class WorkFolder:
                          lambda partial, source=file: shutil.copyfile(source, partial))
         save_json(ready / 'config.json', config)
         os.rename(ready, self._out)
-        self._lock.close()
         shutil.rmtree(self.path)
 
     def close(self) -> None:
@@ -124,3 +137,18 @@ class WorkFolder:
 
     def _block(self, index: int) -> Path:
         return self.path / f'block-{index:05}.safetensors'
+
+
+def _check_left(path: Path) -> None:
+    """Refuse a folder of something else: all in it would be removed in the end."""
+    names = {file.name for file in path.iterdir()}
+    if _STATE not in names and (others := names - {_LOCK, f'.{_STATE}.partial'}):
+        raise ConfigError(f'{path}: expected what an earlier run left, got a folder with '
+                          f'{min(others)} and without {_STATE}')
+
+
+def _check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    for key in (*settings, *before):
+        if before.get(key) != settings.get(key):
+            raise ConfigError(f'{path}: expected {key} = {before.get(key)!r} as in the run to go '
+                              f'on with, got {settings.get(key)!r}')
