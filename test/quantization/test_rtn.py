@@ -20,10 +20,15 @@ import torch
 from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import FinishReason, Request
 from tinychat_ros.engine.tokenizer import Tokenizer
+from tinychat_ros.errors import ConfigError
 from tinychat_ros.kernels.packing import unpack_codes
 from tinychat_ros.quantization.calibration import read_texts
 from tinychat_ros.quantization.evaluate import perplexity, token_lists
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.quantization.rtn import (
+    fit_grid, nearest_codes, packed, quantize_rtn, rounded, values, WeightSpec)
+
+SPECS = [WeightSpec(bits, group, symmetric)
+         for bits in (4, 3) for group in (32, -1) for symmetric in (False, True)]
 
 
 def _random(*shape, seed=0):
@@ -91,6 +96,102 @@ def test_a_weight_whose_scale_fp16_cannot_hold_is_refused(value):
     w[3, 3] = value
     with pytest.raises(ValueError, match='weight: expected'):
         quantize_rtn(w, 32)
+
+
+def _steps(grid, weight):
+    return grid.scales.repeat_interleave(weight.shape[1] // grid.scales.shape[1], 1)
+
+
+@pytest.mark.parametrize('spec', SPECS)
+@pytest.mark.parametrize('offset', [0.0, 3.0, -3.0])
+def test_a_grid_spans_each_group_and_holds_zero(spec, offset):
+    w = _random(16, 96) + offset
+    grid = fit_grid(w, spec)
+    assert grid.scales.shape == grid.zeros.shape == (16, 1 if spec.group_size == -1 else 3)
+    assert torch.equal(grid.scales, grid.scales.half().float()) and (grid.scales > 0).all()
+    assert torch.equal(grid.zeros, grid.zeros.round())
+    assert grid.zeros.min() >= 0 and grid.zeros.max() <= 2**spec.bits - 1
+    codes = nearest_codes(w, grid, spec)
+    assert codes.min() >= 0 and codes.max() <= 2**spec.bits - 1
+    zero = torch.zeros_like(w)
+    assert torch.equal(values(nearest_codes(zero, grid, spec), grid, spec), zero)
+    steps = _steps(grid, w)
+    # Zero point and weight are rounded on one grid; fp16 scales may miss the ends by a little.
+    assert ((rounded(w, spec) - w).abs() <= steps * (0.5 + 15 * 2**-11)).all()
+
+
+@pytest.mark.parametrize('bits', [4, 3])
+@pytest.mark.parametrize('group', [32, -1])
+def test_a_symmetric_grid_has_its_zero_in_the_middle(bits, group):
+    spec = WeightSpec(bits, group, symmetric=True)
+    w = _random(16, 96) + 0.5
+    grid = fit_grid(w, spec)
+    assert (grid.zeros == 2**(bits - 1)).all()
+    assert torch.equal(rounded(-w, spec), -rounded(w, spec))
+    largest = w.view(16, -1, spec.group(96)).abs().amax(2)
+    torch.testing.assert_close(grid.scales, largest / (2**(bits - 1) - 1), rtol=2**-11, atol=0)
+
+
+@pytest.mark.parametrize('spec', SPECS)
+@pytest.mark.parametrize('clip', [0.75, 0.55])
+def test_a_cut_range_ends_at_its_part_of_the_largest_weight(spec, clip):
+    w = _random(16, 96)
+    grid = fit_grid(w, spec, clip)
+    limit = w.view(16, -1, spec.group(96)).abs().amax(2) * clip
+    limits = limit.repeat_interleave(spec.group(96), 1)
+    cut = values(nearest_codes(w, grid, spec), grid, spec)
+    steps = _steps(grid, w)
+    # A symmetric grid has one step more below zero than above.
+    nearest = torch.minimum(torch.maximum(w, -limits - steps * spec.symmetric), limits)
+    assert ((cut - nearest).abs() <= steps * (0.5 + 15 * 2**-11)).all()
+    assert (grid.scales < fit_grid(w, spec).scales).all()
+    assert (w.abs() > limits + steps).any()
+
+
+def test_each_group_may_be_cut_by_its_own_part():
+    spec, w = WeightSpec(4, 32), _random(16, 96)
+    clip = torch.where(_random(16, 3, seed=1) > 0, 1.0, 0.7)
+    grid = fit_grid(w, spec, clip)
+    for part in (1.0, 0.7):
+        same = fit_grid(w, spec, part)
+        assert torch.equal(grid.scales[clip == part], same.scales[clip == part])
+        assert torch.equal(grid.zeros[clip == part], same.zeros[clip == part])
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_what_is_packed_dequantizes_to_the_values_of_the_codes(spec):
+    w = _random(16, 96)
+    grid = fit_grid(w, spec, 0.9)
+    codes = nearest_codes(w, grid, spec)
+    weight = packed(codes, grid, spec)
+    assert weight.bits == spec.bits and weight.shape == (16, 96)
+    assert weight.group_size == (96 if spec.group_size == -1 else 32)
+    assert torch.equal(weight.dequantize(), values(codes, grid, spec))
+    assert torch.equal(unpack_codes(weight.qweight, spec.bits), codes.to(torch.uint8))
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_rounding_at_once_is_rounding_step_by_step(spec):
+    w = _random(16, 96)
+    weight = quantize_rtn(w, spec.group_size, spec.bits, spec.symmetric)
+    assert torch.equal(weight.dequantize(), rounded(w, spec))
+
+
+def test_rounding_what_is_rounded_changes_nothing():
+    for spec in SPECS:
+        once = rounded(_random(16, 96), spec)
+        grid = fit_grid(once, spec)
+        again = values(nearest_codes(once, grid, spec), grid, spec)
+        assert ((again - once).abs() <= _steps(grid, once) * 2**-8).all(), spec
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'bits': 2}, 'bits: expected 4 or 3, got 2'), ({'bits': 8}, 'got 8'),
+    ({'group_size': 12}, 'multiple of 8 or -1, one group per row, got 12'),
+    ({'group_size': 0}, 'got 0'), ({'group_size': -2}, 'got -2')])
+def test_a_grid_that_no_format_holds_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        WeightSpec(**changes)
 
 
 def _perplexity(path, stories=4):

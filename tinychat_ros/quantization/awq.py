@@ -19,6 +19,8 @@ Lin et al., AWQ: Activation-aware Weight Quantization (MLSys 2024).
 
 from __future__ import annotations
 
+from itertools import chain
+from math import inf
 from typing import Callable, Iterator, NamedTuple, Sequence
 
 import torch
@@ -59,12 +61,12 @@ def candidates(magnitude: Tensor, weights: Sequence[Tensor], spec: WeightSpec,
 
 
 def best_scale(scales: Iterator[Scale], loss: Callable[[Tensor], float]) -> Scale:
-    """Return the scale whose factors lose least; one without a finite loss is passed over."""
-    first = next(scales)
-    best, smallest = first, loss(first.factors)
-    for scale in scales:
+    """Return the scale that loses least, the first where no loss is finite."""
+    best = first = next(scales)
+    smallest = inf
+    for scale in chain([first], scales):
         value = loss(scale.factors)
-        if value < smallest or smallest != smallest:
+        if value < smallest:
             best, smallest = scale, value
     return best
 

@@ -81,8 +81,8 @@ class BlockQuantizer:
             scale = self._search_first(part, layers, targets, sums, list(search()))
             norm, factors = fold_into_norm(norm, scale.factors)
             scale = Scale(factors, scale.alpha)
-        self.current = replace(self.current, **{part.norm: norm})
-        self.tensors[f'{self._prefix}{part.norm_name}.weight'] = norm.weight.half()
+        stored = self.tensors[f'{self._prefix}{part.norm_name}.weight'] = norm.weight.half()
+        self.current = replace(self.current, **{part.norm: Norm(stored.float(), norm.eps)})
         unclipped = () if self._method.clip_all else part.unclipped
         self._store(part.first, layers, targets, sums, scale, unclipped)
 
@@ -98,7 +98,7 @@ class BlockQuantizer:
         scale = None
         if self._method.scales and layers.quantizable:
             scale = self._search_last(part, targets, sums)
-            self._fold_into_source(part, scale.factors)
+            scale = Scale(self._fold_into_source(part, scale.factors), scale.alpha)
         self._store(part.last, layers, targets, sums, scale, ())
 
     @property
@@ -142,41 +142,44 @@ class BlockQuantizer:
             error = rounded(weight * factors, self._spec) / factors - weight
             return float(((error @ sums.hessian) * error).sum())
 
-        shared = self._shared(part)
-        magnitude = shared(sums.magnitude / sums.count)
-        scales = (Scale(shared(scale.factors), scale.alpha)
-                  for scale in self._candidates(magnitude, targets))
+        scales = (Scale(self._share(part, scale.factors), scale.alpha) for scale in
+                  self._candidates(self._share(part, sums.magnitude / sums.count), targets))
         return best_scale(scales, loss)
 
-    def _shared(self, part: Part) -> Callable[[Tensor], Tensor]:
-        """Return what makes a value [K] equal for all query heads of one KV head."""
+    def _by_head(self, part: Part, value: Tensor) -> Tensor:
+        """View a value [K] as [heads of the source, query heads that read one, channels]."""
         if not part.shared_heads:
-            return lambda value: value
-        head_dim, queries = self._scratch.cache.k.shape[2], self._shared_queries
+            return value.view(1, 1, -1)
+        return value.view(-1, self._shared_queries, self._scratch.cache.k.shape[2])
 
-        def share(value: Tensor) -> Tensor:
-            by_head = value.view(-1, queries, head_dim)
-            return by_head.mean(1, keepdim=True).expand_as(by_head).reshape(-1)
-        return share
+    def _share(self, part: Part, value: Tensor) -> Tensor:
+        """Make a value [K] equal for all query heads of one KV head."""
+        by_head = self._by_head(part, value)
+        return by_head.mean(1, keepdim=True).expand_as(by_head).reshape(-1)
 
-    def _fold_into_source(self, part: Part, factors: Tensor) -> None:
-        """Divide the rows that feed the last linear by its scale."""
-        if part.shared_heads:
-            head_dim = self._scratch.cache.k.shape[2]
-            factors = factors.view(-1, self._shared_queries, head_dim)[:, 0].reshape(-1)
+    def _fold_into_source(self, part: Part, factors: Tensor) -> Tensor:
+        """
+        Divide the rows that feed the last linear by its scale and return the scale they took.
+
+        A channel keeps a factor 1 if fp16 could not hold its row otherwise.
+        """
         name = f'{self._prefix}{part.first_names[part.source]}'
         linears = list(getattr(self.current, part.first))
         source = linears[part.source]
         stored = self.tensors.get(name)
+        values = source.weight if stored is None else stored.scales.float()
+        by_head = self._by_head(part, factors)
+        rows = by_head[:, 0].reshape(-1)
+        rows = torch.where(_fp16_holds(values, source.bias, rows), rows, torch.ones_like(rows))
+        folded = (values / rows[:, None]).half()
         if stored is None:
-            stored = self.tensors[f'{name}.weight'] = source.weight.div(factors[:, None]).half()
-            weight = stored.float()
+            self.tensors[f'{name}.weight'], weight = folded, folded.float()
         else:
-            scales = (stored.scales.float() / factors[:, None]).half()
-            stored = self.tensors[name] = replace(stored, scales=scales)
+            stored = self.tensors[name] = replace(stored, scales=folded)
             weight = stored.dequantize()
-        linears[part.source] = self._with_bias(name, weight, source.bias, 1 / factors)
+        linears[part.source] = self._with_bias(name, weight, source.bias, 1 / rows)
         self.current = replace(self.current, **{part.first: tuple(linears)})
+        return rows.view(len(by_head), 1, -1).expand_as(by_head).reshape(-1)
 
     def _store(self, field: str, layers: _Layers, targets: Sequence[Tensor],
                sums: Optional[Statistics], scale: Optional[Scale],
@@ -209,7 +212,7 @@ class BlockQuantizer:
             grid = fit_grid(weight, self._spec)
             return packed(nearest_codes(weight, grid, self._spec), grid, self._spec)
         # The inputs of a scaled weight are divided by its scale.
-        hessian = sums.hessian / factors / factors[:, None]
+        hessian = (sums.hessian / factors).div_(factors[:, None])
         grid = fit_clipped_grid(weight, hessian, self._spec) if clip else None
         if self._method.feedback:
             codes, grid = codes_with_feedback(weight, hessian, self._spec, grid,
@@ -264,6 +267,14 @@ def why_left(n: int, k: int, spec: WeightSpec) -> str:
     if n % AWQ_COLUMNS:
         return f'left in fp16: N = {n} is not a multiple of {AWQ_COLUMNS}'
     return ''
+
+
+def _fp16_holds(values: Tensor, bias: Optional[Tensor], factors: Tensor) -> Tensor:
+    """Say for each row of values [N, C] whether fp16 has 8 bits of it divided by its factor."""
+    folded = values / factors[:, None]
+    error = (folded.half().float() - folded).abs().amax(1)
+    holds = error <= folded.abs().amax(1) * 2**-8
+    return holds if bias is None else holds & torch.isfinite((bias / factors).half())
 
 
 def fold_into_norm(norm: Norm, factors: Tensor) -> tuple[Norm, Tensor]:

@@ -31,8 +31,9 @@ _BLOCK = 128
 
 def damped(hessian: Tensor) -> Tensor:
     """Return X^T X [K, K] plus DAMPING times its mean diagonal, so that it can be inverted."""
-    added = DAMPING * hessian.diagonal().mean().clamp(min=1e-12)
-    return hessian + torch.eye(len(hessian), device=hessian.device) * added
+    result = hessian.clone()
+    result.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp(min=1e-12))
+    return result
 
 
 def codes_with_feedback(weight: Tensor, hessian: Tensor, spec: WeightSpec,
@@ -56,7 +57,7 @@ def codes_with_feedback(weight: Tensor, hessian: Tensor, spec: WeightSpec,
     order = torch.arange(k, device=weight.device)
     if act_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    work = _Columns(weight[:, order], _feedback(hessian[order][:, order]), order, spec, grid)
+    work = _Columns(weight.t()[order], _feedback(hessian, order), order, spec, grid)
     step = _block(spec.group(k))
     for begin in range(0, k, step):
         work.round_block(begin, min(begin + step, k))
@@ -64,9 +65,10 @@ def codes_with_feedback(weight: Tensor, hessian: Tensor, spec: WeightSpec,
     return work.codes[:, back], Grid(torch.stack(work.scales, 1), torch.stack(work.zeros, 1))
 
 
-def _feedback(hessian: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of the inverse of the damped Hessian."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(hessian)))
+def _feedback(hessian: Tensor, order: Tensor) -> Tensor:
+    """Return the upper Cholesky factor of the inverse of the damped Hessian in rounding order."""
+    # Unnamed, each matrix is freed once the next is there: at K = 14336 one takes 800 MB.
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(hessian)[order][:, order]))
     return torch.linalg.cholesky(inverse, upper=True)
 
 
@@ -77,14 +79,14 @@ def _block(group: int) -> int:
 
 class _Columns:
     """
-    The weight while its columns, in rounding order, turn into codes.
+    The weight, which is overwritten, while its columns, in rounding order, turn into codes.
 
-    It is kept transposed, since every step reads and writes whole columns.
+    :param weight: [K, N], transposed, since every step reads and writes whole columns.
     """
 
     def __init__(self, weight: Tensor, feedback: Tensor, order: Tensor, spec: WeightSpec,
                  grid: Optional[Grid]) -> None:
-        self._weight = weight.t().contiguous()
+        self._weight = weight
         self._codes = torch.empty_like(self._weight)
         self._feedback = feedback
         self._groups = (order // spec.group(len(order))).tolist()

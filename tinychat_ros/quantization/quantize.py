@@ -158,7 +158,8 @@ class _Floats:
 
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return a tensor in fp32."""
-        return self._reader.floats(name, shape).to(self._device, torch.float32, copy=True)
+        tensor = _floats(self._reader, name, shape)
+        return tensor.to(self._device, torch.float32, copy=True)
 
     def linears(self, names: Sequence[str], out_features: Sequence[int],
                 in_features: int) -> tuple[Linear, ...]:
@@ -360,10 +361,16 @@ def _other_tensors(reader: CheckpointReader) -> dict[str, StoredWeight]:
     others = {name: reader.stored(name) for name in sorted(reader.names)
               if not name.startswith(_BLOCKS)}
     for name, shape in read.items():
-        others[name] = reader.floats(name, shape).half()
-        if not torch.isfinite(others[name]).all():
-            raise CheckpointError(f'{name}: expected values that fp16 holds, got larger ones')
+        others[name] = _floats(reader, name, shape).half()
     return others
+
+
+def _floats(reader: CheckpointReader, name: str, shape: Sequence[int]) -> Tensor:
+    """Return a tensor as stored; the output could not hold values beyond the range of fp16."""
+    tensor = reader.floats(name, shape)
+    if not torch.isfinite(tensor.half()).all():
+        raise CheckpointError(f'{name}: expected values that fp16 holds, got larger ones')
+    return tensor
 
 
 def _config(job: Job, layers: Sequence[LayerResult]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from tinychat_ros.errors import ConfigError
 from tinychat_ros.kernels.packing import pack_codes, QuantizedWeight
 
 BITS = (4, 3)
-# A smaller scale would be zero in fp16.
+# fp16 has less than 8 bits left for a smaller scale.
 _SMALLEST_SCALE = 1e-5
 
 

@@ -26,6 +26,7 @@ from typing import Any, Mapping, Optional, Sequence
 import torch
 from torch import Tensor
 
+from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.linear import Linear, StoredWeight
 from tinychat_ros.kernels.packing import Int8Weight
@@ -115,7 +116,7 @@ def survey(part: Part, block: LlamaBlock, scratch: Scratch, inputs: Inputs, sear
     weights = [layer.weight for layer in first]
     for alpha in (None, *alphas):
         factors = (torch.ones_like(largest) if alpha is None
-                   else smoothing(largest, weights, alpha))
+                   else fold_into_norm(norm, smoothing(largest, weights, alpha))[1])
         for name, weight in zip(part.first_names, weights):
             losses[name][_key(alpha)] = _loss(normed, weight, factors)
     hidden = [part.hidden(block, x, scratch) for x, _ in search()]
@@ -149,6 +150,9 @@ class SmoothQuantizer:
     def quantize(self, part: Part, inputs: Optional[Inputs], search: Optional[Inputs]) -> None:
         """Smooth the first linears of a part through its norm, and round all of them."""
         found = self._surveys[part.norm]
+        if not torch.isfinite(found.largest).all():
+            raise CheckpointError(f'{self._prefix}{part.first_names[0]}: expected finite inputs '
+                                  'on the calibration text, got NaN or infinity')
         norm, first = getattr(self.current, part.norm), getattr(self.current, part.first)
         factors = smoothing(found.largest.to(norm.weight), [layer.weight for layer in first],
                             self._alpha)

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Iterable, Sequence
 
 import torch
@@ -88,7 +89,7 @@ def gather(name: str, inputs: Iterable[tuple[Tensor, Tensor]], weights: Sequence
             difference = (original - x) @ weights[index].t()
             shift.addmm_(difference.t(), x)
             sums.shift_energies[index] += float(difference.pow(2).sum(dtype=torch.float64))
-    if not torch.isfinite(sums.hessian).all():
+    if not (torch.isfinite(sums.hessian).all() and all(map(isfinite, sums.shift_energies))):
         raise CheckpointError(f'{name}: expected finite inputs on the calibration text, got NaN '
                               'or infinity')
     return sums
