@@ -16,9 +16,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-import json
 from pathlib import Path
 
+from tinychat_ros.checkpoint.writer import save_json
 from tinychat_ros.demo_model.corpus import Dialogue
 from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
 
@@ -68,13 +68,11 @@ def assistant_mask(ids: list[int], start: list[int], end: int) -> list[bool]:
     return mask
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> tuple[Path, Path]:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` and return their paths."""
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
     config = {
         'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': max_length,
         'bos_token': None, 'eos_token': MESSAGE_END, 'pad_token': END_OF_TEXT,
         'clean_up_tokenization_spaces': False, 'chat_template': CHAT_TEMPLATE}
-    vocabulary, settings = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
-    tokenizer.save(str(vocabulary))
-    settings.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-    return vocabulary, settings
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    save_json(folder / 'tokenizer_config.json', config)

@@ -12,36 +12,40 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Train the demo model from nothing and write it in fp16 and in int4.
+Train the demo model from nothing, quantize it, and write it in fp16 and in int4.
 
 ``python -m tinychat_ros.demo_model.train --out DIR`` draws the corpus, trains tokenizer and model,
 writes ``DIR/fp16`` and ``DIR/int4`` and prints the exact match of both on held-out combinations.
+This quantizes the fp16 weights of the repository again, for the package::
+
+    python -m tinychat_ros.demo_model.train --from-fp16 test/data/demo_model_fp16 --out DIR &&
+        cp DIR/int4/* tinychat_ros/demo_model/
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 import time
 from typing import Any
 
-from tinychat_ros.checkpoint.quantization_config import awq_config
-from tinychat_ros.checkpoint.writer import save_checkpoint
+from tinychat_ros.checkpoint.writer import save_checkpoint, save_json
 from tinychat_ros.demo_model.corpus import held_out_dialogues, training_dialogues
 from tinychat_ros.demo_model.evaluate import score
 from tinychat_ros.demo_model.tokenizer import (
     ASSISTANT, assistant_mask, END_OF_TEXT, MESSAGE_END, rendered, save_tokenizer, train_tokenizer)
 from tinychat_ros.demo_model.training import batches, Example, new_model, Recipe, train
 from tinychat_ros.engine.engine import Engine
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.quantization.method import METHODS
+from tinychat_ros.quantization.quantize import Job, quantize_checkpoint, WeightOnly
+from tinychat_ros.quantization.rtn import WeightSpec
 from tokenizers import Tokenizer
 import torch
 from transformers import LlamaForCausalLM
 
 VOCAB_SIZE = 1024
 MAX_LENGTH = 1024
-GROUP_SIZE = 128
+CALIBRATION_DIALOGUES = 128
 # Added to the seed, so that the test draws other dialogues than the training.
 HELD_OUT_SEED = 1_000_000
 
@@ -71,34 +75,24 @@ def weights_of(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
             if name != 'lm_head.weight'}
 
 
-def quantized(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the weights with every linear layer of the blocks rounded to int4."""
-    return {name.removesuffix('.weight') if is_linear(name) else name:
-            quantize_rtn(weight, GROUP_SIZE) if is_linear(name) else weight
-            for name, weight in weights.items()}
-
-
-def is_linear(name: str) -> bool:
-    """Return whether a weight belongs to a linear layer of a block."""
-    return name.endswith('_proj.weight')
-
-
 def write(model: LlamaForCausalLM, tokenizer: Tokenizer, config: dict[str, Any],
-          out: Path) -> tuple[Path, Path]:
-    """Write both checkpoints and return their folders."""
-    out.mkdir(parents=True, exist_ok=True)
-    generation = out / 'generation_config.json'
-    generation.write_text(json.dumps({
+          folder: Path) -> None:
+    """Write the fp16 checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, folder, MAX_LENGTH)
+    save_json(folder / 'generation_config.json', {
         'do_sample': False, 'eos_token_id': config['eos_token_id'],
-        'pad_token_id': config['pad_token_id']}, indent=2) + '\n', encoding='utf-8')
-    extra = (generation, *save_tokenizer(tokenizer, out, MAX_LENGTH))
-    weights = weights_of(model)
-    save_checkpoint(out / 'fp16', config, weights, extra)
-    save_checkpoint(out / 'int4', {**config, 'quantization_config': awq_config(GROUP_SIZE, ())},
-                    quantized(weights), extra)
-    for file in extra:
-        file.unlink()
-    return out / 'fp16', out / 'int4'
+        'pad_token_id': config['pad_token_id']})
+    save_checkpoint(folder, config, weights_of(model))
+
+
+def quantize(fp16: Path, int4: Path, seed: int) -> None:
+    """Quantize a checkpoint, calibrated on dialogues that its training starts with."""
+    tokenizer = Tokenizer.from_file(str(fp16 / 'tokenizer.json'))
+    texts = [rendered(dialogue) for dialogue in training_dialogues(seed, CALIBRATION_DIALOGUES)]
+    samples = [torch.tensor(example.ids) for example in examples_of(tokenizer, texts)]
+    scheme = WeightOnly(METHODS['awq'], WeightSpec(bits=4, group_size=128))
+    quantize_checkpoint(Job(fp16, int4, scheme, samples))
 
 
 def report(folder: Path, seed: int, count: int) -> None:
@@ -111,9 +105,11 @@ def report(folder: Path, seed: int, count: int) -> None:
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog='python -m tinychat_ros.demo_model.train',
-                                     description='Train the demo model from nothing.')
+                                     description='Train and quantize the demo model.')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR',
                         help='folder for the checkpoints, fp16/ and int4/')
+    parser.add_argument('--from-fp16', type=Path, metavar='DIR',
+                        help='quantize this checkpoint instead of training one')
     parser.add_argument('--seed', type=int, default=1, help='of corpus, weights and order')
     parser.add_argument('--dialogues', type=int, default=60_000, help='to train on')
     parser.add_argument('--test-dialogues', type=int, default=1000, help='to test on')
@@ -123,10 +119,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Run the whole training."""
-    options, start = arguments(), time.monotonic()
-    torch.set_num_threads(options.threads)
+def train_from_nothing(options: argparse.Namespace, folder: Path) -> None:
+    """Draw the corpus, train tokenizer and model, and write the fp16 checkpoint."""
+    start = time.monotonic()
     dialogues = training_dialogues(options.seed, options.dialogues)
     tokenizer = train_tokenizer(dialogues[:30_000], VOCAB_SIZE)
     examples = examples_of(tokenizer, [rendered(dialogue) for dialogue in dialogues])
@@ -137,9 +132,19 @@ def main() -> None:
           f'{parameters} parameters', flush=True)
     recipe = Recipe(bfloat16=not options.float32)
     train(model, batches(examples, recipe.tokens_per_batch, options.seed), recipe, print)
-    folders = write(model, tokenizer, config, options.out)
+    write(model, tokenizer, config, folder)
     print(f'trained in {time.monotonic() - start:.0f} s')
-    for folder in folders:
+
+
+def main() -> None:
+    """Train unless there is a checkpoint, quantize, and report on both."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    fp16, int4 = options.from_fp16 or options.out / 'fp16', options.out / 'int4'
+    if not options.from_fp16:
+        train_from_nothing(options, fp16)
+    quantize(fp16, int4, options.seed)
+    for folder in (fp16, int4):
         report(folder, options.seed, options.test_dialogues)
 
 
