@@ -79,7 +79,7 @@ build: .venv/steps/package
 
 clean:
 	rm -rf .venv build install log *.egg-info tinychat_kernels*.so .pytest_cache
-	find tinychat_ros test launch -name __pycache__ -prune -exec rm -rf {} +
+	find tinychat_ros benchmarks test launch -name __pycache__ -prune -exec rm -rf {} +
 
 # What .venv was made for; another place, Python or ROS makes it anew.
 MADE_FOR := $(CURDIR) $(shell $(BASE_PYTHON) -c 'import sys; print(sys.version.split()[0])' 2> /dev/null) $(ROS)
