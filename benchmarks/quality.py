@@ -136,7 +136,7 @@ class Subject:
                  with_int8: bool = False) -> tuple[list[float], list[float]]:
         """Return the perplexities of each seed, and those with int8 activations."""
         found, found_int8 = [], []
-        job = Job(self.folder, Path(), scheme, device=self._device)
+        job = Job(self.folder, Path('out'), scheme, device=self._device)
         for seed in self._args.seeds if job.calibrated else (0,):
             samples = token_samples(
                 self._calibration, self._encode, self._args.samples,

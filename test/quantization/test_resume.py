@@ -152,7 +152,7 @@ def test_death_between_any_two_files_loses_nothing(tmp_path, models, unkilled, m
 
 def test_a_resumed_run_does_not_do_finished_blocks_again(tmp_path, models, unkilled, monkeypatch):
     out, seen = tmp_path / 'out', []
-    load, save_block = quantize._load_block, WorkFolder.save_block
+    load, save_block = quantize.load_block, WorkFolder.save_block
 
     def stop(work, index, *args):
         save_block(work, index, *args)
@@ -163,10 +163,8 @@ def test_a_resumed_run_does_not_do_finished_blocks_again(tmp_path, models, unkil
         patch.setattr(WorkFolder, 'save_block', stop)
         with pytest.raises(Killed):
             cli.main(_command('awq', models[1], out, *_QUICK))
-    monkeypatch.setattr(quantize, '_check', lambda *_: None)
-    monkeypatch.setattr(quantize, '_load_block',
-                        lambda reader, index, device: seen.append(index)
-                        or load(reader, index, device))
+    monkeypatch.setattr(quantize, 'load_block', lambda source, index, device: seen.append(index)
+                        or load(source, index, device))
     monkeypatch.setattr(quantize._Run, '_embedded', lambda _: pytest.fail('embedded again'))
     assert cli.main(_command('awq', models[1], out, *_QUICK, '--resume')) == 0
     assert seen == [1]

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from tinychat_ros.errors import CheckpointError
-from tinychat_ros.quantization.gptq import damped
 from tinychat_ros.quantization.statistics import gather
 
 N, K = 12, 40
@@ -68,9 +67,9 @@ def test_the_target_solves_the_ridge_problem(lengths):
     pairs, weights = _inputs(lengths), _weights()
     sums = gather('layer', pairs, weights, shifted=True)
     x, original = _joined(pairs)
-    ridge = (damped(sums.hessian) - sums.hessian).diagonal().mean().double()
-    for index, weight in enumerate(weights):
-        target = sums.target(index, weight).double()
+    ridge = sums.ridge * sums.hessian.diagonal().mean().double()
+    for index, (weight, target) in enumerate(zip(weights, sums.targets(weights))):
+        target = target.double()
         outputs = (x @ target.t() - original @ weight.double().t()).t() @ x
         gradient = outputs + ridge * (target - weight)
         assert gradient.norm() < 1e-3 * sums.shifts[index].norm()
@@ -79,9 +78,18 @@ def test_the_target_solves_the_ridge_problem(lengths):
 
 def test_the_target_without_a_shift_is_the_weight_itself():
     weight = _weights()[0]
-    assert gather('layer', _inputs(), [weight], shifted=False).target(0, weight) is weight
+    assert gather('layer', _inputs(), [weight], shifted=False).targets([weight]) == [weight]
     same = [(x, x) for x, _ in _inputs()]
-    assert torch.equal(gather('layer', same, [weight], shifted=True).target(0, weight), weight)
+    assert torch.equal(gather('layer', same, [weight], shifted=True).targets([weight])[0], weight)
+
+
+def test_few_tokens_move_a_weight_less():
+    weight = _weights()[0]
+    moved = []
+    for repeats in (1, 50):
+        sums = gather('layer', _inputs() * repeats, [weight], shifted=True)
+        moved.append(float((sums.targets([weight])[0] - weight).norm()))
+    assert moved[0] < 0.8 * moved[1]
 
 
 @pytest.mark.parametrize('shifted', [False, True])

@@ -32,10 +32,9 @@ def _sequences(offset=0.0):
 
 @pytest.fixture
 def streams(tmp_path):
-    """Stand before the first block, with an original and a quantized stream."""
+    """Return an original and a quantized stream with what enters the first block."""
     found = Streams(tmp_path, STREAMS['corrected'], _LENGTHS, _WIDTH, _CPU)
     found.begin('first', lambda: iter(_sequences()))
-    found.stand('first')
     return found
 
 
@@ -89,30 +88,28 @@ def test_activations_that_are_missing_short_or_of_other_sequences_are_refused(tm
 
 
 def test_both_streams_start_with_the_embedded_text(streams):
-    pairs = list(streams.pairs())
+    pairs = list(streams.pairs('first'))
     assert _equal([x for x, _ in pairs], _sequences())
     assert _equal([original for _, original in pairs], _sequences())
-    assert len(list(streams.pairs(2))) == 2
+    assert len(list(streams.pairs('first', 2))) == 2
 
 
 def test_each_stream_goes_its_own_way(streams):
-    streams.advance('second', lambda name, x: x + (1 if name == ORIGINAL else 2))
-    pairs = list(streams.pairs())
+    streams.advance('first', 'second', lambda name, x: x + (1 if name == ORIGINAL else 2))
+    pairs = list(streams.pairs('second'))
     assert _equal([x for x, _ in pairs], _sequences(2.0))
     assert _equal([original for _, original in pairs], _sequences(1.0))
-    streams.stand('first')
-    assert _equal([x for x, _ in streams.pairs()], _sequences())
+    assert _equal([x for x, _ in streams.pairs('first')], _sequences())
 
 
 @pytest.mark.parametrize('inputs, name', [('original', ORIGINAL), ('quantized', QUANTIZED)])
 def test_a_single_stream_stands_for_both(tmp_path, inputs, name):
     single = Streams(tmp_path, STREAMS[inputs], _LENGTHS, _WIDTH, _CPU)
     single.begin('first', lambda: iter(_sequences()))
-    single.stand('first')
     seen = []
-    single.advance('second', lambda stream, x: seen.append(stream) or x + 1)
+    single.advance('first', 'second', lambda stream, x: seen.append(stream) or x + 1)
     assert seen == [name] * 3
-    assert all(torch.equal(x, original) for x, original in single.pairs())
+    assert all(torch.equal(x, original) for x, original in single.pairs('second'))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -121,20 +118,18 @@ def test_what_an_earlier_run_embedded_is_not_written_again(streams):
 
 
 def test_a_forgotten_place_leaves_no_file(streams, tmp_path):
-    streams.advance('second', lambda name, x: x)
+    streams.advance('first', 'second', lambda name, x: x)
     streams.forget('first')
     streams.forget('never')
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         'original-second.bin', 'quantized-second.bin']
-    streams.stand('first')
     with pytest.raises(CheckpointError, match='quantized-first.bin: expected 144 bytes'):
-        list(streams.pairs())
+        list(streams.pairs('first'))
 
 
 def test_without_streams_nothing_is_kept(tmp_path):
     none = Streams(tmp_path, (), (), _WIDTH, _CPU)
     none.begin('first', lambda: pytest.fail('nobody reads it'))
-    none.stand('first')
-    none.advance('second', lambda name, x: pytest.fail('nobody reads it'))
+    none.advance('first', 'second', lambda name, x: pytest.fail('nobody reads it'))
     none.forget('first')
-    assert none.empty and not list(none.pairs()) and not list(tmp_path.iterdir())
+    assert none.empty and not list(none.pairs('first')) and not list(tmp_path.iterdir())

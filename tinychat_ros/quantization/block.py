@@ -90,7 +90,8 @@ class BlockQuantizer:
         layers = _Layers((part.last_name,), (getattr(self.original, part.last),), self._spec)
         sums = None
         if inputs is not None and layers.quantizable:
-            pairs = ((part.hidden(self.current, x, self._scratch),
+            seen = self.original if self._method.inputs == 'original' else self.current
+            pairs = ((part.hidden(seen, x, self._scratch),
                       part.hidden(self.original, x0, self._scratch) if self._shifted else x0)
                      for x, x0 in inputs())
             sums = gather(self._prefix + part.last_name, pairs, layers.weights, self._shifted)
@@ -108,7 +109,7 @@ class BlockQuantizer:
     def _targets(self, layers: _Layers, sums: Optional[Statistics]) -> list[Tensor]:
         if sums is None:
             return layers.weights
-        return [sums.target(index, weight) for index, weight in enumerate(layers.weights)]
+        return sums.targets(layers.weights)
 
     def _candidates(self, magnitude: Tensor, weights: Sequence[Tensor]) -> Iterator[Scale]:
         return candidates(magnitude, weights, self._spec, self._method.alpha_one,

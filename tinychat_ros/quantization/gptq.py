@@ -29,10 +29,10 @@ DAMPING = 0.01
 _BLOCK = 128
 
 
-def damped(hessian: Tensor) -> Tensor:
-    """Return X^T X [K, K] plus DAMPING times its mean diagonal, so that it can be inverted."""
+def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
+    """Return X^T X [K, K] plus a share of its mean diagonal, so that it can be inverted."""
     result = hessian.clone()
-    result.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp(min=1e-12))
+    result.diagonal().add_(damping * hessian.diagonal().mean().clamp(min=1e-12))
     return result
 
 

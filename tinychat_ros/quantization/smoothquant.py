@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import CheckpointError
-from tinychat_ros.kernels import reference
+from tinychat_ros.kernels import ops, reference
 from tinychat_ros.kernels.linear import Linear, StoredWeight
 from tinychat_ros.kernels.packing import Int8Weight
 from tinychat_ros.models.llama import LlamaBlock
@@ -180,11 +180,11 @@ def _key(alpha: Optional[float]) -> str:
 
 def _loss(inputs: Sequence[Tensor], weight: Tensor, factors: Tensor) -> float:
     """Return the mean squared error of W8A8 outputs, over the mean square of the outputs."""
-    rounded = quantize_int8(weight * factors)
+    rounded = Linear(quantize_int8(weight * factors))
     error = energy = 0.0
     for x in inputs:
         wanted = reference.linear(x, weight)
-        found = reference.linear(x / factors, rounded)
+        found = ops.linear(x / factors, rounded)
         error += float((found - wanted).pow(2).sum(dtype=torch.float64))
         energy += float(wanted.pow(2).sum(dtype=torch.float64))
     return error / energy if energy else 0.0

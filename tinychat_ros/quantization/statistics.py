@@ -23,7 +23,12 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import CheckpointError
-from tinychat_ros.quantization.gptq import damped
+from tinychat_ros.quantization.gptq import DAMPING, damped
+
+# Times K over the number of tokens. Without it, targets fit the noise of a short text: from 256
+# tokens at K = 128 a model won back 11 % of what plain rounding loses, with it 39 %, and from
+# 15,360 tokens 83 % instead of 81 %.
+_RIDGE = 3.0
 
 
 @dataclass
@@ -45,16 +50,18 @@ class Statistics:
     shifts: list[Tensor] = field(default_factory=list)
     shift_energies: list[float] = field(default_factory=list)
 
-    def target(self, index: int, weight: Tensor) -> Tensor:
-        """
-        Return the weight that gives the original outputs for the inputs X, by least squares.
+    @property
+    def ridge(self) -> float:
+        """Return what keeps targets near the weights, of the mean diagonal of the Hessian."""
+        return DAMPING + _RIDGE * len(self.hessian) / self.count
 
-        The ridge that keeps it near ``weight`` [N, K] is that of error feedback.
-        """
+    def targets(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return the weights that give the original outputs for X, by ridge regression."""
         if not self.shifts:
-            return weight
-        factor = torch.linalg.cholesky(damped(self.hessian))
-        return weight + torch.cholesky_solve(self.shifts[index].t(), factor).t()
+            return list(weights)
+        factor = torch.linalg.cholesky(damped(self.hessian, self.ridge))
+        return [weight + torch.cholesky_solve(shift.t(), factor).t()
+                for weight, shift in zip(weights, self.shifts)]
 
     def loss(self, index: int, weight: Tensor, original: Tensor) -> float:
         """Return the mean squared error of a layer's outputs, against the original model's."""

@@ -40,7 +40,6 @@ class Streams:
                  device: torch.device) -> None:
         self._folder, self._names, self._lengths = folder, names, lengths
         self._width, self._device = width, device
-        self._place = ''
 
     @property
     def empty(self) -> bool:
@@ -54,22 +53,17 @@ class Streams:
             if not file.exists():
                 file.write(embedded())
 
-    def stand(self, place: str) -> None:
-        """Stand at a place that an earlier ``advance`` reached."""
-        self._place = place
-
-    def pairs(self, count: int = -1) -> Iterator[tuple[Tensor, Tensor]]:
+    def pairs(self, place: str, count: int = -1) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield for the first ``count`` sequences what enters: quantized and original [T, H]."""
-        files = [self._file(name, self._place).read(self._device, count) for name in self._names]
+        files = [self._file(name, place).read(self._device, count) for name in self._names]
         for entering in zip(*files):
             yield entering[0], entering[-1]
 
-    def advance(self, place: str, run: Callable[[str, Tensor], Tensor]) -> None:
-        """Write what leaves, run(stream, x) of each sequence, and stand behind."""
+    def advance(self, place: str, behind: str, run: Callable[[str, Tensor], Tensor]) -> None:
+        """Write what leaves, run(stream, x) of each sequence that enters at a place."""
         for name in self._names:
-            entering = self._file(name, self._place).read(self._device)
-            self._file(name, place).write(run(name, x) for x in entering)
-        self._place = place
+            entering = self._file(name, place).read(self._device)
+            self._file(name, behind).write(run(name, x) for x in entering)
 
     def forget(self, place: str) -> None:
         """Delete what stood at a place."""
