@@ -39,8 +39,9 @@ from tinychat_ros.engine.engine import load_tokenizer
 from tinychat_ros.errors import ConfigError, TinychatError
 from tinychat_ros.quantization.calibration import JSON_LINES, read_texts, token_samples
 from tinychat_ros.quantization.evaluate import perplexity, token_lists
+from tinychat_ros.quantization.job import Job, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.method import Method, METHODS
-from tinychat_ros.quantization.quantize import Job, quantize_checkpoint, SmoothQuant, WeightOnly
+from tinychat_ros.quantization.quantize import quantize_checkpoint
 from tinychat_ros.quantization.rtn import WeightSpec
 
 # In the order of the table; the first is what the others are compared to.

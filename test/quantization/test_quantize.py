@@ -32,9 +32,9 @@ from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import Request
 from tinychat_ros.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tinychat_ros.quantization import work_folder
+from tinychat_ros.quantization.job import Job, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.method import METHODS
-from tinychat_ros.quantization.quantize import (
-    Job, quantize_checkpoint, SmoothQuant, WeightOnly)
+from tinychat_ros.quantization.quantize import quantize_checkpoint
 from tinychat_ros.quantization.rtn import quantize_rtn, WeightSpec
 
 _SAMPLES = [torch.arange(start, start + 16) * 7 % 96 for start in range(4)]

@@ -18,8 +18,9 @@ from tiny_models import llama_config, llama_tensors, write_model
 import torch
 
 from tinychat_ros.errors import CheckpointError
+from tinychat_ros.quantization.job import Job, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.method import METHODS
-from tinychat_ros.quantization.quantize import Job, quantize_checkpoint, SmoothQuant, WeightOnly
+from tinychat_ros.quantization.quantize import quantize_checkpoint
 from tinychat_ros.quantization.rtn import WeightSpec
 
 
