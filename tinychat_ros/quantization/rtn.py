@@ -136,7 +136,7 @@ def quantize_rtn(weight: Tensor, group_size: int, bits: int = 4,
     w = weight.detach().float()
     if not torch.isfinite(w).all():
         raise ValueError('weight: expected finite values, got NaN or infinity')
-    spec = WeightSpec(bits, group_size, symmetric)
+    spec = WeightSpec(bits, -1 if group_size == k else group_size, symmetric)
     grid = fit_grid(w, spec)
     return packed(nearest_codes(w, grid, spec), grid, spec)
 
