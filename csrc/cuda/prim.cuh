@@ -16,6 +16,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/runtime.cuh"
 
 namespace tinychat {
@@ -106,14 +108,19 @@ void emulate_ldmatrix_x4(uint32_t (&matrices)[4], const void* row) {
 }
 #endif
 
+#if defined(__CUDACC__)
+#define TINYCHAT_LDMATRIX(trans)                                                             \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];"   \
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3]) \
+               : "r"(shared_address(row))                                                    \
+               : "memory")
+#endif
+
 // Loads four 8 x 8 matrices of 16-bit values from shared memory. Lane l gives the address of row
 // l % 8 of matrix l / 8, and gets values 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each matrix.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&matrices)[4], const void* row) {
 #if defined(__CUDACC__)
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(shared_address(row))
-               : "memory");
+  TINYCHAT_LDMATRIX("");
 #else
   emulate_ldmatrix_x4<false>(matrices, row);
 #endif
@@ -122,44 +129,40 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&matrices)[4], const void*
 // As ldmatrix_x4, of the transposed matrices.
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&matrices)[4], const void* row) {
 #if defined(__CUDACC__)
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(shared_address(row))
-               : "memory");
+  TINYCHAT_LDMATRIX(".trans");
 #else
   emulate_ldmatrix_x4<true>(matrices, row);
 #endif
 }
 
+#undef TINYCHAT_LDMATRIX
+
 #if defined(__CUDACC__)
-#define TINYCHAT_MMA(type)                                                       \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type            \
+#define TINYCHAT_MMA(type)                                                           \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                \
                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                  \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                      \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 #else
-// The operands of one lane.
-struct MmaLane {
-  uint32_t a[4];
-  uint32_t b[2];
-};
-
-// Half k % 2 of a register; T is half or __nv_bfloat16.
+// Value k of those that a register holds two of.
 template <typename T>
-float mma_value(uint32_t pair, int k) {
+float value_of(uint32_t pair, int k) {
   return emu::bit_cast<T>(static_cast<uint16_t>(k % 2 ? pair >> 16 : pair));
 }
 
 template <typename T>
 void emulate_mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const auto lanes = emu::exchange(MmaLane{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, __LINE__);
+  struct Operands {
+    uint32_t a[4], b[2];
+  };
+  const auto lanes = emu::exchange(Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, __LINE__);
   for (int i = 0; i < 4; ++i) {
-    const int row = emu::lane() / 4 + 8 * (i / 2);
+    const int row = emu::lane() / 4 + i / 2 * 8;
     const int column = emu::lane() % 4 * 2 + i % 2;
     for (int k = 0; k < 16; ++k) {
-      const int quarter = k % 8 / 2;
-      d[i] += mma_value<T>(lanes[row % 8 * 4 + quarter].a[row / 8 + k / 8 * 2], k) *
-              mma_value<T>(lanes[column * 4 + quarter].b[k / 8], k);
+      const int t = k % 8 / 2;
+      d[i] += value_of<T>(lanes[row % 8 * 4 + t].a[row / 8 + k / 8 * 2], k) *
+              value_of<T>(lanes[column * 4 + t].b[k / 8], k);
     }
   }
 }
@@ -172,25 +175,16 @@ void emulate_mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 //   d: row g in the first two, g + 8 in the last two; columns 2t, 2t + 1
 template <typename T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
-                                             const uint32_t (&b)[2]);
-
-template <>
-__device__ __forceinline__ void mma_m16n8k16<half>(float (&d)[4], const uint32_t (&a)[4],
-                                                   const uint32_t (&b)[2]) {
-#if defined(__CUDACC__)
-  TINYCHAT_MMA("f16");
+                                             const uint32_t (&b)[2]) {
+  static_assert(std::is_same_v<T, half> || std::is_same_v<T, __nv_bfloat16>, "a 16-bit float");
+#if !defined(__CUDACC__)
+  emulate_mma<T>(d, a, b);
 #else
-  emulate_mma<half>(d, a, b);
-#endif
-}
-
-template <>
-__device__ __forceinline__ void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4],
-                                                            const uint32_t (&b)[2]) {
-#if defined(__CUDACC__)
-  TINYCHAT_MMA("bf16");
-#else
-  emulate_mma<__nv_bfloat16>(d, a, b);
+  if constexpr (std::is_same_v<T, half>) {
+    TINYCHAT_MMA("f16");
+  } else {
+    TINYCHAT_MMA("bf16");
+  }
 #endif
 }
 

@@ -209,16 +209,17 @@ void poison_dynamic_shared() {
   ASAN_POISON_MEMORY_REGION(end, kGuardBytes);
 }
 
-#if defined(__SANITIZE_ADDRESS__)
-bool guards_hold() { return true; }  // The sanitizer watches them, and would see them read here.
-#else
-bool guards_hold() {
-  const auto holds = [](unsigned char byte) { return byte == kGuard; };
-  const unsigned char* end = arena + kGuardBytes + shared_bytes;
-  return std::all_of(arena, arena + kGuardBytes, holds) &&
-         std::all_of(end, end + kGuardBytes, holds);
+bool is_guard(const unsigned char* bytes) {
+  return bytes[0] == kGuard && std::memcmp(bytes, bytes + 1, kGuardBytes - 1) == 0;
 }
+
+bool guards_hold() {
+#if defined(__SANITIZE_ADDRESS__)
+  return true;  // It watches them itself, and would complain about this look at them.
+#else
+  return is_guard(arena) && is_guard(arena + kGuardBytes + shared_bytes);
 #endif
+}
 
 char* stack_of(size_t thread) {
   static char* const stacks = [] {
@@ -285,24 +286,22 @@ void run_block(const std::vector<size_t>& order) {
   }
 }
 
+void require(bool holds, const std::string& expected, const std::string& got) {
+  if (holds) return;
+  throw std::runtime_error(std::string("kernel ") + kernel + ": expected " + expected + ", got " +
+                           got);
+}
+
 void check_launch(dim3 grid, dim3 threads) {
   const size_t count = size_t{threads.x} * threads.y * threads.z;
-  if (count == 0 || count > kMaxThreads || count % 32 != 0) {
-    throw std::runtime_error(std::string("kernel ") + kernel +
-                             ": block: expected a multiple of 32 up to 1024 threads, got " +
-                             triple(threads.x, threads.y, threads.z));
-  }
-  if (grid.x == 0 || grid.y - 1 >= 65535 || grid.z - 1 >= 65535) {
-    throw std::runtime_error(std::string("kernel ") + kernel +
-                             ": grid: expected 1 block or more, y and z up to 65535, got " +
-                             triple(grid.x, grid.y, grid.z));
-  }
-  if (shared_bytes > kMaxSharedBytes) {
-    throw std::runtime_error(std::string("kernel ") + kernel +
-                             ": dynamic shared memory: expected at most " +
-                             std::to_string(kMaxSharedBytes) + " bytes, got " +
-                             std::to_string(shared_bytes));
-  }
+  require(count > 0 && count <= kMaxThreads && count % 32 == 0,
+          "a block of a multiple of 32 up to 1024 threads",
+          triple(threads.x, threads.y, threads.z));
+  require(grid.x > 0 && grid.y - 1 < 65535 && grid.z - 1 < 65535,
+          "a grid of at least 1 block, y and z up to 65535", triple(grid.x, grid.y, grid.z));
+  require(shared_bytes <= kMaxSharedBytes,
+          "at most " + std::to_string(kMaxSharedBytes) + " bytes of dynamic shared memory",
+          std::to_string(shared_bytes));
 }
 
 }  // namespace

@@ -14,7 +14,8 @@
 
 // CUDA on a CPU, for tests: g++ compiles a .cu file against this header and runs its kernels. Each
 // CUDA thread is a fiber; blocks run one after another, all in an order shuffled by the seed.
-// Warps are whole: a mask names all 32 lanes, and a block has a multiple of 32 threads.
+// Warps are whole: a mask names all 32 lanes, and a block has a multiple of 32 threads. A thread
+// that spins until another writes something spins for ever.
 
 #pragma once
 
@@ -135,6 +136,8 @@ struct Float16 {
 template <typename T>
 struct alignas(4) Pair {
   T x, y;
+  Pair() = default;
+  Pair(T x, T y) : x(x), y(y) {}
 };
 
 }  // namespace emu

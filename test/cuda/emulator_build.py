@@ -54,7 +54,7 @@ def why_impossible() -> str:
                                 capture_output=True)
     except OSError as error:
         return f'{compiler()}: {error}'
-    return result.stderr.strip()
+    return result.stderr.strip() if result.returncode else ''
 
 
 def build(sources: list[Path], name: str, *flags: str, root: Path = ROOT) -> Path:

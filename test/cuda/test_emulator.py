@@ -44,12 +44,12 @@ def test_after_a_fault_kernels_run_as_before(emulator):
 
 
 @pytest.mark.parametrize('grid_y, threads, shared_bytes, reason', [
-    (1, 0, 0, 'block: expected a multiple of 32 up to 1024 threads, got (0, 1, 1)'),
-    (1, 48, 0, 'block: expected a multiple of 32 up to 1024 threads, got (48, 1, 1)'),
-    (1, 1056, 0, 'block: expected a multiple of 32 up to 1024 threads, got (1056, 1, 1)'),
-    (0, 32, 0, 'grid: expected 1 block or more, y and z up to 65535, got (1, 0, 1)'),
-    (65536, 32, 0, 'grid: expected 1 block or more, y and z up to 65535, got (1, 65536, 1)'),
-    (1, 32, 166913, 'dynamic shared memory: expected at most 166912 bytes, got 166913'),
+    (1, 0, 0, 'expected a block of a multiple of 32 up to 1024 threads, got (0, 1, 1)'),
+    (1, 48, 0, 'expected a block of a multiple of 32 up to 1024 threads, got (48, 1, 1)'),
+    (1, 1056, 0, 'expected a block of a multiple of 32 up to 1024 threads, got (1056, 1, 1)'),
+    (0, 32, 0, 'expected a grid of at least 1 block, y and z up to 65535, got (1, 0, 1)'),
+    (65536, 32, 0, 'expected a grid of at least 1 block, y and z up to 65535, got (1, 65536, 1)'),
+    (1, 32, 166913, 'expected at most 166912 bytes of dynamic shared memory, got 166913'),
 ])
 def test_a_launch_that_no_gpu_takes_is_refused(emulator, grid_y, threads, shared_bytes, reason):
     with pytest.raises(RuntimeError) as refused:
