@@ -117,8 +117,8 @@ class BuildKernels(build_ext):
         if self.force or not target.exists() or target.stat().st_mtime < newest:
             target.parent.mkdir(parents=True, exist_ok=True)
             subprocess.check_call(
-                [nvcc, '-O3', '-std=c++17', '-Xcompiler=-fPIC', *CUDA_ARCHITECTURES,
-                 f'-I{CSRC}', '-c', source, '-o', str(target)])
+                [nvcc, '-O3', '-std=c++17', '-Xcompiler=-fPIC,-fvisibility=hidden',
+                 *CUDA_ARCHITECTURES, f'-I{CSRC}', '-c', source, '-o', str(target)])
         return str(target)
 
 

@@ -17,7 +17,16 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#endif
+
 namespace tinychat {
+
+enum class DType : int { kFloat16, kBFloat16, kFloat32 };
 
 // Raised whenever a run-time weight layout changes. tinychat_ros/kernels/packing.py holds its
 // twin, and a module whose number differs is refused.
@@ -36,5 +45,14 @@ inline float half_to_float(uint16_t half) {
   if (exponent == 0) magnitude = static_cast<float>(mantissa) * 0x1p-24f;
   return half & 0x8000 ? -magnitude : magnitude;
 }
+
+#if defined(__CUDACC__)
+inline void check_cuda(cudaError_t status, const std::string& what,
+                       const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(file) + ":" + std::to_string(line) + ": " + what + ": " +
+                           cudaGetErrorString(status));
+}
+#endif
 
 }  // namespace tinychat
