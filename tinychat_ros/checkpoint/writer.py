@@ -46,6 +46,11 @@ def save_checkpoint(out_dir: Path, config: Mapping[str, Any],
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     save_tensors(out_dir / 'model.safetensors', stored_tensors(tensors), {'format': 'pt'})
+    save_config(out_dir, config, extra_files)
+
+
+def save_config(out_dir: Path, config: Mapping[str, Any], extra_files: Iterable[Path]) -> None:
+    """Write what stands beside the weights: copies of extra files, then config.json."""
     for extra in extra_files:
         replace_file(out_dir / extra.name,
                      lambda path, source=extra: shutil.copyfile(source, path))

@@ -24,7 +24,7 @@ from torch import Tensor
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.linear import Linear, StoredWeight
 from tinychat_ros.kernels.ops import Norm
-from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.kernels.packing import QuantizedWeight, tensors_of
 from tinychat_ros.models.llama import LlamaBlock
 from tinychat_ros.quantization.awq import best_scale, candidates, fit_clipped_grid, Scale
 from tinychat_ros.quantization.gptq import codes_with_feedback
@@ -209,11 +209,9 @@ class BlockQuantizer:
     def _codes(self, weight: Tensor, sums: Optional[Statistics], factors: Tensor,
                clip: bool) -> QuantizedWeight:
         """Round a scaled weight."""
-        if sums is None:
-            grid = fit_grid(weight, self._spec)
-            return packed(nearest_codes(weight, grid, self._spec), grid, self._spec)
-        # The inputs of a scaled weight are divided by its scale.
-        hessian = (sums.hessian / factors).div_(factors[:, None])
+        if clip or self._method.feedback:
+            # The inputs of a scaled weight are divided by its scale.
+            hessian = (sums.hessian / factors).div_(factors[:, None])
         grid = fit_clipped_grid(weight, hessian, self._spec) if clip else None
         if self._method.feedback:
             codes, grid = codes_with_feedback(weight, hessian, self._spec, grid,
@@ -241,7 +239,7 @@ class BlockQuantizer:
             loss = sums.loss(index, weight, original)
             plain = rounded(original, self._spec) if quantized else weight
             loss_rtn = sums.loss(index, plain, original)
-        tensors = (stored.qweight, stored.scales, stored.zeros) if quantized else (stored,)
+        tensors = tensors_of(stored).values() if quantized else [stored]
         return LayerResult(
             name=name, n=n, k=k, bits=self._spec.bits if quantized else 16,
             group_size=stored.group_size if quantized else None, loss_rtn=loss_rtn, loss=loss,

@@ -112,16 +112,16 @@ def survey(part: Part, block: LlamaBlock, scratch: Scratch, inputs: Inputs, sear
     for x, _ in inputs():
         largest = torch.maximum(largest, reference.rms_norm(x, *norm).abs().amax(0))
     normed = [reference.rms_norm(x, *norm) for x, _ in search()]
-    losses: dict[str, dict[str, float]] = {name: {} for name in part.first_names}
     weights = [layer.weight for layer in first]
-    for alpha in (None, *alphas):
-        factors = (torch.ones_like(largest) if alpha is None
-                   else fold_into_norm(norm, smoothing(largest, weights, alpha))[1])
-        for name, weight in zip(part.first_names, weights):
-            losses[name][_key(alpha)] = _loss(normed, weight, factors)
+    factors = {PLAIN: torch.ones_like(largest)}
+    for alpha in alphas:
+        smooth = smoothing(largest, weights, alpha)
+        factors[_key(alpha)] = fold_into_norm(norm, smooth)[1]
+    losses = {name: _losses(normed, weight, factors)
+              for name, weight in zip(part.first_names, weights)}
     hidden = [part.hidden(block, x, scratch) for x, _ in search()]
     last = getattr(block, part.last).weight
-    losses[part.last_name] = {PLAIN: _loss(hidden, last, torch.ones_like(last[0]))}
+    losses[part.last_name] = _losses(hidden, last, {PLAIN: torch.ones_like(last[0])})
     return Survey(largest, losses)
 
 
@@ -178,13 +178,19 @@ def _key(alpha: Optional[float]) -> str:
     return PLAIN if alpha is None else f'{alpha:g}'
 
 
-def _loss(inputs: Sequence[Tensor], weight: Tensor, factors: Tensor) -> float:
-    """Return the mean squared error of W8A8 outputs, over the mean square of the outputs."""
-    rounded = Linear(quantize_int8(weight * factors))
-    error = energy = 0.0
-    for x in inputs:
-        wanted = reference.linear(x, weight)
-        found = ops.linear(x / factors, rounded)
-        error += float((found - wanted).pow(2).sum(dtype=torch.float64))
-        energy += float(wanted.pow(2).sum(dtype=torch.float64))
-    return error / energy if energy else 0.0
+def _losses(inputs: Sequence[Tensor], weight: Tensor,
+            factors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return for each factors the mean squared error of W8A8 outputs over their mean square."""
+    wanted = [reference.linear(x, weight) for x in inputs]
+    energy = sum(_square(out) for out in wanted)
+    losses = {}
+    for key, smooth in factors.items():
+        rounded = Linear(quantize_int8(weight * smooth))
+        error = sum(_square(ops.linear(x / smooth, rounded) - out)
+                    for x, out in zip(inputs, wanted))
+        losses[key] = error / energy if energy else 0.0
+    return losses
+
+
+def _square(value: Tensor) -> float:
+    return float(value.pow(2).sum(dtype=torch.float64))

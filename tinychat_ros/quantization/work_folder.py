@@ -26,11 +26,10 @@ from typing import Any, Iterable, Mapping
 from tinychat_ros.checkpoint.reader import read_json
 from tinychat_ros.checkpoint.shards import join, read_metadata
 from tinychat_ros.checkpoint.writer import (
-    replace_file, save_json, save_tensors, stored_tensors)
+    save_config, save_json, save_tensors, stored_tensors)
 from tinychat_ros.errors import ConfigError
 from tinychat_ros.kernels.linear import StoredWeight
 from tinychat_ros.quantization.report import LayerResult
-
 
 _LOCK, _STATE = 'lock', 'settings.json'
 
@@ -124,10 +123,7 @@ class WorkFolder:
         ready.mkdir()
         save_tensors(rest, stored_tensors(others), {})
         join([rest, *map(self._block, range(blocks))], ready)
-        for file in extra_files:
-            replace_file(ready / file.name,
-                         lambda partial, source=file: shutil.copyfile(source, partial))
-        save_json(ready / 'config.json', config)
+        save_config(ready, config, extra_files)
         os.rename(ready, self._out)
         shutil.rmtree(self.path)
 
