@@ -105,6 +105,7 @@ class BuildKernels(build_ext):
             return
         extension.extra_objects += [
             self.compile_cuda(nvcc, source, extension.depends) for source in cuda_sources]
+        extension.sources += sources('bindings_cuda.cpp')
         extension.define_macros += [('TINYCHAT_WITH_CUDA', '1')]
         extension.library_dirs += cuda_library_dirs(nvcc, cuda_sources[0])
         # Static, so that the module runs beside whatever CUDA runtime torch brings.

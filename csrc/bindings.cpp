@@ -21,6 +21,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings_cuda.h"
 #include "common.h"
 #include "cpu/isa.h"
 #include "cpu/w8a8.h"
@@ -129,4 +130,7 @@ PYBIND11_MODULE(tinychat_kernels, module) {
              "List the instruction sets that kernels can use on this processor, best first.");
   module.def("build_info", &tinychat::build_info,
              "Return the compiler, whether CUDA kernels are in, and the layout version.");
+#if defined(TINYCHAT_WITH_CUDA)
+  tinychat::bind_cuda(module);
+#endif
 }

@@ -22,6 +22,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    """Let the tests of the CUDA kernels run on a GPU instead of the emulator."""
+    parser.addoption('--device', choices=('emulator', 'cuda'), default='emulator',
+                     help='where the CUDA kernels run')
+
+
 @pytest.fixture(scope='session')
 def ros_domain_id() -> int:
     """Keep the nodes that the tests start to themselves, and return their domain."""

@@ -13,7 +13,8 @@
 // limitations under the License.
 
 // The launchers of the CUDA kernels. All addresses are of device memory and multiples of 16, all
-// arrays contiguous; a kernel is started on the stream (a cudaStream_t), nobody waits for it.
+// arrays contiguous, all activations fp16 or bf16 (dtype) unless said; a kernel is started on the
+// stream (a cudaStream_t), nobody waits for it.
 
 #pragma once
 
@@ -23,16 +24,216 @@
 
 namespace tinychat {
 
+// What a recorded decode step reads instead of arguments, so that one graph serves every step.
+struct StepState {
+  int32_t slot;      // of the KV cache
+  int32_t position;  // of the first token, counted from 0
+  int32_t token;     // the one to run next
+  int32_t step;      // how many tokens were sampled; the sampler counts on
+};
+
+// The best of a tile of logits. Of equal ones the first.
+struct Candidate {
+  float logit;
+  int32_t token;
+};
+
+// Logits per candidate.
+constexpr int kCandidateTile = 16;
+
+// ---- norms -------------------------------------------------------------------------------------
+
 // y = x / sqrt(mean(x^2) + eps) * weight by rows, after x += residual where there is one. Rounds
 // where the reference does: x + residual, the normalized x, the product with the weight.
-void rms_norm(void* x,               // [tokens, hidden] dtype, written only with a residual
-              const void* residual,  // [tokens, hidden] dtype, or null
-              const void* weight,    // [hidden] dtype
-              void* y,               // [tokens, hidden] dtype, may be x
+void rms_norm(void* x,               // [tokens, hidden] dtype or fp32, written only with residual
+              const void* residual,  // [tokens, hidden], or null
+              const void* weight,    // [hidden]
+              void* y,               // [tokens, hidden], may be x
               int64_t tokens,        // 1 or more
               int64_t hidden,        // a multiple of 8
               float eps,             //
               DType dtype,           //
               void* stream);
+
+// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias by rows, rounded once.
+void layer_norm(const void* x,       // [tokens, hidden] dtype or fp32
+                const void* weight,  // [hidden]
+                const void* bias,    // [hidden], or null
+                void* y,             // [tokens, hidden], may be x
+                int64_t tokens,      // 1 or more
+                int64_t hidden,      // a multiple of 8
+                float eps,           //
+                DType dtype,         //
+                void* stream);
+
+// ---- W4A16 linears -----------------------------------------------------------------------------
+
+// y = x times the transposed weight, in records (w4_record.cuh draws them), plus the bias. A GEMV
+// reads the weights once for 8 tokens at most; a GEMM is for more.
+struct W4Input {
+  const void* x;            // [m, k]
+  const void* records;      // [ceil(n / 16), ceil(k / 128), record bytes]
+  const void* bias;         // [n] in the order of the records' rows, or null
+  const void* norm_weight;  // [k], the RMSNorm in front of a GEMV, or null
+  float norm_eps;           //
+  int64_t m, n, k;          // n a multiple of 8, k of 8
+  int group_size;           // of the records: 32, 64 or 128
+  const void* next;         // what the next kernel reads first, to be brought into L2, or null
+  int64_t next_bytes;       //
+  DType dtype;              //
+  void* stream;
+};
+
+// y [m, n] = the product, plus the residual [m, n] where there is one, which may be y.
+struct LinearOutput {
+  const void* residual;
+  void* y;
+};
+
+// y [m, n / 2] = silu(gate) * up; the rows of each tile of 16 are 8 of gate, then 8 of up.
+struct GateUpOutput {
+  void* y;
+};
+
+// The KV cache of one layer, and where in it the tokens of this call go.
+struct KvCache {
+  void* k;                 // [slots, kv_heads, max_seq_len, head_dim] dtype, or int8
+  void* v;                 //
+  void* k_scale;           // [slots, kv_heads, max_seq_len] fp16 with int8 values, else null
+  void* v_scale;           //
+  int64_t kv_heads;        //
+  int64_t max_seq_len;     //
+  int64_t head_dim;        // a multiple of 8
+  const StepState* state;  // slot and position; the tokens stand one after another from there
+};
+
+// The rotary embedding in the half-split layout of Hugging Face's Llama.
+struct Rotary {
+  const float* cos;  // [max_seq_len, head_dim / 2]
+  const float* sin;  //
+};
+
+// Rotated queries to q [m, heads, head_dim], rotated keys and values to a cache that is not int8.
+// head_dim is a multiple of 16. In the tiles of a query or key head, rows 0-7 of tile j are its
+// dimensions 8j to 8j + 7 and rows 8-15 those head_dim / 2 further; values are in their order.
+struct QkvOutput {
+  void* q;
+  KvCache cache;
+  Rotary rotary;
+  int64_t heads;
+};
+
+// logits [n] fp32 and the best of each tile of 16; m is 1.
+struct LogitsOutput {
+  float* logits;
+  Candidate* best;  // [ceil(n / 16)]
+};
+
+// m is 1 to 8.
+void w4_gemv(const W4Input& input, const LinearOutput& output);
+void w4_gemv(const W4Input& input, const GateUpOutput& output);
+void w4_gemv(const W4Input& input, const QkvOutput& output);
+void w4_gemv(const W4Input& input, const LogitsOutput& output);
+
+// m is 1 or more, norm_weight null.
+void w4_gemm(const W4Input& input, const LinearOutput& output);
+void w4_gemm(const W4Input& input, const GateUpOutput& output);
+void w4_gemm(const W4Input& input, const QkvOutput& output);
+
+// Writes records from a weight in its canonical form, w = (q - zero) * scale, row by row.
+void w4_repack(const uint8_t* qweight,  // [rows of it, k / 2], the lower nibble first
+               const void* scales,      // [rows of it, k / source_group] fp16
+               const uint8_t* zeros,    // [rows of it, k / source_group]
+               const int32_t* rows,     // [tiles * 16]: the row that goes there, or -1 for none
+               void* records,           // [tiles, ceil(k / 128), record bytes]
+               int64_t tiles,           //
+               int64_t k,               // a multiple of 8
+               int64_t source_group,    // 32, 64, a multiple of 128, or k
+               void* stream);
+
+// ---- attention ---------------------------------------------------------------------------------
+
+// What follows a QKV product that did not do it itself: rotates queries and keys, and appends keys
+// and values to a cache of either kind. In int8 each head's row has a scale of its own.
+void rope_append(const void* qkv,        // [tokens, heads + 2 kv_heads, head_dim]
+                 void* q,                // [tokens, heads, head_dim]
+                 const KvCache& cache,   //
+                 const Rotary& rotary,   //
+                 int64_t tokens,         //
+                 int64_t heads,          //
+                 DType dtype,            //
+                 void* stream);
+
+// The bytes of decode_attention's workspace, which the caller fills with zeros once.
+int64_t decode_attention_workspace(int64_t heads, int64_t kv_heads, int64_t head_dim,
+                                   int64_t max_seq_len);
+
+// The attention of one token over the cache up to its own position, split over the length.
+void decode_attention(const void* q,         // [heads, head_dim]
+                      const KvCache& cache,  //
+                      void* out,             // [heads, head_dim]
+                      void* workspace,       //
+                      int64_t heads,         // a multiple of kv_heads
+                      float scale,           // of the scores, 1 / sqrt(head_dim) as a rule
+                      DType dtype,           //
+                      void* stream);
+
+// The causal attention of tokens that follow one another, over the cache up to their own positions.
+void prefill_attention(const void* q,         // [tokens, heads, head_dim]
+                       const KvCache& cache,  //
+                       void* out,             // [tokens, heads, head_dim]
+                       int64_t tokens,        //
+                       int64_t heads,         // a multiple of kv_heads
+                       float scale,           //
+                       DType dtype,           //
+                       void* stream);
+
+// ---- both ends of the model --------------------------------------------------------------------
+
+// x = table[token_ids]. An id that is not in the table gives zeros.
+void embedding(const int32_t* token_ids,  // [tokens], 4-byte aligned
+               const void* table,         // [vocab, hidden]
+               void* x,                   // [tokens, hidden]
+               int64_t tokens,            //
+               int64_t vocab,             //
+               int64_t hidden,            // a multiple of 8
+               DType dtype,               //
+               void* stream);
+
+// The LM head of one token, its weight plain or int8 by rows; the final RMSNorm is in front.
+void lm_head(const void* x,              // [k]
+             const void* norm_weight,    // [k]
+             float norm_eps,             //
+             const void* weight,         // [n, k] dtype, or int8 where there are scales
+             const float* scales,        // [n], or null
+             const LogitsOutput& output, //
+             int64_t n,                  //
+             int64_t k,                  // a multiple of 16
+             DType dtype,                //
+             void* stream);
+
+// How tokens are drawn, as engine/sampler.py's SamplingParams.
+struct SamplingState {
+  float temperature;         // 0 takes the best
+  float top_p;               //
+  float min_p;               //
+  float repetition_penalty;  //
+  int32_t top_k;             // 0 keeps all
+  uint32_t seed_low;         // of the key of Philox 4x32-10, whose counter is the step
+  uint32_t seed_high;        //
+};
+
+// Draws the next token: writes it to state->token, adds 1 to its position and its step, and puts
+// (step + 1) << 32 | token at step % ring_size of the ring, in one store that the host may watch.
+// A best logit that is not finite gives the token -1.
+void sample(const float* logits,          // [vocab]
+            const Candidate* best,        // [ceil(vocab / 16)]
+            const SamplingState* params,  //
+            uint8_t* seen,                // [vocab]: what the penalty is for; the token joins
+            StepState* state,             //
+            uint64_t* ring,               // [ring_size], host memory that the device can write
+            int ring_size,                //
+            int64_t vocab,                //
+            void* stream);
 
 }  // namespace tinychat

@@ -33,17 +33,66 @@ namespace tinychat {
 // More than this has to be asked for.
 constexpr size_t kDefaultSharedBytes = 48 << 10;
 
+template <typename Kernel>
+void allow_shared_bytes(const char* name, Kernel* kernel, size_t bytes) {
+  if (bytes <= kDefaultSharedBytes) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             name);
+}
+
+// What the current device has of something.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device, value;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
+// How many blocks of a kernel the device runs at a time.
+template <typename... Parameters>
+int resident_blocks(const char* name, void (*kernel)(Parameters...), int threads,
+                    size_t shared_bytes) {
+  allow_shared_bytes(name, kernel, shared_bytes);
+  int blocks;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+             name);
+  return blocks * multiprocessors();
+}
+
 // Starts kernel(arguments...) on a stream. `name` is what an error calls it.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared_bytes, void* stream, Arguments... arguments) {
-  if (shared_bytes > kDefaultSharedBytes) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
-               name);
-  }
+  allow_shared_bytes(name, kernel, shared_bytes);
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   check_cuda(cudaGetLastError(), name);
+}
+
+// As launch, but on Hopper and later the kernel may start before the one in front of it ends
+// (programmatic dependent launch). Before grid_dependency_wait, which each of its threads calls, it
+// reads only what no kernel writes, and it writes nothing.
+template <typename... Parameters, typename... Arguments>
+void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                      size_t shared_bytes, void* stream, Arguments... arguments) {
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) {
+    launch(name, kernel, grid, block, shared_bytes, stream, arguments...);
+    return;
+  }
+  allow_shared_bytes(name, kernel, shared_bytes);
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
 }  // namespace tinychat

@@ -148,6 +148,21 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   emu::run_grid(name, grid, block, shared_bytes, [&] { kernel(arguments...); });
 }
 
+template <typename... Parameters, typename... Arguments>
+void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                      size_t shared_bytes, void* stream, Arguments... arguments) {
+  launch(name, kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+// A small device, so that blocks have to take more than one piece of work.
+inline int multiprocessors() { return 3; }
+
+template <typename... Parameters>
+int resident_blocks(const char* /* name */, void (*)(Parameters...), int /* threads */,
+                    size_t /* shared_bytes */) {
+  return multiprocessors();
+}
+
 }  // namespace tinychat
 
 #define TINYCHAT_VECTOR(name, type, alignment, ...) \

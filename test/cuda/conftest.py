@@ -11,19 +11,31 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The kernels on the emulator, built once per version of their sources."""
+"""The kernels on the emulator, built once per version of their sources, or on a GPU."""
 
 from types import ModuleType
 
+from backend import Backend
 import emulator_build
 import pytest
+import torch
 
-ORDERS = range(5)
+ORDERS = 5
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test of a kernel with five orders of the emulator's threads, or once on the GPU."""
+    if 'kernels' in metafunc.fixturenames:
+        on_gpu = metafunc.config.getoption('--device') == 'cuda'
+        metafunc.parametrize('kernels', ['cuda'] if on_gpu else range(ORDERS), indirect=True,
+                             ids=None if on_gpu else 'order{}'.format)
 
 
 @pytest.fixture(scope='session')
-def buildable() -> None:
-    """Skip where g++ or a header is absent."""
+def buildable(request) -> None:
+    """Skip where g++ or a header is absent, or a GPU is asked for."""
+    if request.config.getoption('--device') == 'cuda':
+        pytest.skip('a test of the emulator')
     reason = emulator_build.why_impossible()
     if reason:
         pytest.skip(f'the emulator cannot be built: {reason}')
@@ -35,8 +47,28 @@ def emulator(buildable) -> ModuleType:
     return emulator_build.build_module()
 
 
-@pytest.fixture(params=ORDERS, ids='order{}'.format)
+@pytest.fixture
+def kernels(request) -> Backend:
+    """Return the kernels, each with five orders of the threads where they are emulated."""
+    if request.param == 'cuda':
+        import tinychat_kernels
+        return Backend(tinychat_kernels, torch.device('cuda'))
+    emulator = request.getfixturevalue('emulator')
+    emulator.set_seed(request.param)
+    return Backend(emulator, torch.device('cpu'))
+
+
+@pytest.fixture
+def one_order(request) -> Backend:
+    """Return the kernels, with one order of the threads: for what costs much."""
+    if request.config.getoption('--device') == 'cuda':
+        import tinychat_kernels
+        return Backend(tinychat_kernels, torch.device('cuda'))
+    return Backend(request.getfixturevalue('emulator'), torch.device('cpu'))
+
+
+@pytest.fixture(params=range(ORDERS), ids='order{}'.format)
 def shuffled(request, emulator) -> ModuleType:
-    """Return the module with each of five orders of the threads."""
+    """Return the emulator with each of five orders of the threads."""
     emulator.set_seed(request.param)
     return emulator

@@ -74,7 +74,8 @@ def build(sources: list[Path], name: str, *flags: str, root: Path = ROOT) -> Pat
 
 def build_module(root: Path = ROOT, *flags: str) -> ModuleType:
     """Return the module tinychat_emu, built from root/csrc and root/test/cuda."""
-    sources = [*kernel_sources(root), root / 'test/cuda/tinychat_emu.cpp']
+    sources = [*kernel_sources(root), root / 'csrc/bindings_cuda.cpp',
+               root / 'test/cuda/tinychat_emu.cpp']
     path = build(sources, 'tinychat_emu.so', '-O1', '-shared', *flags, root=root)
     # pybind11 keeps what it loaded by name, and each version is to be a module of its own.
     spec = spec_from_file_location(f'{path.parent.name}.tinychat_emu', path)

@@ -11,30 +11,29 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""RMSNorm on the emulator against the reference; the planted faults use it too."""
+"""RMSNorm for CUDA against the reference; the planted faults use it too."""
 
-from types import ModuleType
-
+from backend import address, Backend, dtype_index
 import torch
 
 from tinychat_ros.kernels import reference
 
 HIDDEN = (8, 64, 80, 128, 4096, 4104)
 TOKENS = (1, 3)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 EPS = 1e-5
 
 
-def check(emulator: ModuleType, hidden: int, tokens: int, dtype: torch.dtype, residual: bool,
+def check(kernels: Backend, hidden: int, tokens: int, dtype: torch.dtype, residual: bool,
           in_place: bool = False) -> None:
     """Compare y, and x where a residual is added to it; one rounding may go the other way."""
-    x = torch.randn(tokens, hidden).to(dtype)
-    added = torch.randn(tokens, hidden).to(dtype)
-    weight = torch.randn(hidden).to(dtype)
+    x = kernels.put(torch.randn(tokens, hidden).to(dtype))
+    added = kernels.put(torch.randn(tokens, hidden).to(dtype)) if residual else None
+    weight = kernels.put(torch.randn(hidden).to(dtype))
     expected_x = x + added if residual else x.clone()
-    y = x if in_place else torch.full_like(x, torch.nan)
-    emulator.rms_norm(x.data_ptr(), added.data_ptr() if residual else 0, weight.data_ptr(),
-                      y.data_ptr(), tokens, hidden, EPS, DTYPES.index(dtype))
+    y = x if in_place else kernels.empty(tokens, hidden, dtype=dtype)
+    kernels.module.rms_norm(
+        x=address(x), residual=address(added), weight=address(weight), y=address(y),
+        tokens=tokens, hidden=hidden, eps=EPS, dtype=dtype_index(dtype), stream=kernels.stream)
     expected = reference.rms_norm(expected_x, weight, EPS)
     torch.testing.assert_close(y, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
     if not in_place:

@@ -15,6 +15,7 @@
 
 import shutil
 
+from backend import Backend
 import emulator_build
 import pytest
 import rms_norm_cases
@@ -34,7 +35,7 @@ def fails(check, emulator) -> bool:
 
 
 def check_rms_norm(emulator) -> None:
-    rms_norm_cases.check(emulator, 4096, 3, torch.float16, residual=False)
+    rms_norm_cases.check(Backend(emulator, torch.device('cpu')), 4096, 3, torch.float16, residual=False)
 
 
 def check_product(emulator) -> None:

@@ -16,6 +16,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bindings_cuda.h"
 #include "cuda/launchers.h"
 #include "cuda/prim.cuh"
 #include "primitives.h"
@@ -124,11 +125,7 @@ void round_to(Address from, Address to, int64_t count) {
 PYBIND11_MODULE(tinychat_emu, module) {
   using namespace tinychat;
   module.def("set_seed", &emu::set_seed);
-  module.def("rms_norm", [](Address x, Address residual, Address weight, Address y, int64_t tokens,
-                            int64_t hidden, float eps, int dtype) {
-    rms_norm(pointer(x), pointer(residual), pointer(weight), pointer(y), tokens, hidden, eps,
-             static_cast<DType>(dtype), nullptr);
-  });
+  bind_cuda(module);
   module.def("matmul_16", [](Address a, Address b, Address d, int dtype) {
     matmul_16(pointer(a), pointer(b), pointer(d), static_cast<DType>(dtype), nullptr);
   });

@@ -23,9 +23,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 import math
+from typing import Optional
 
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 
 from tinychat_ros.errors import KernelError
 
@@ -236,3 +238,129 @@ def _into_tiles(rows: Tensor) -> Tensor:
     """Split [N, ...] into [ceil(N / 16), 16, ...], the last rows padded with zeros."""
     padding = rows.new_zeros(-rows.shape[0] % TILE_ROWS, *rows.shape[1:])
     return torch.cat((rows, padding)).unflatten(0, (-1, TILE_ROWS))
+
+
+RECORD_ROWS = 16
+RECORD_COLUMNS = 128
+
+# How the rows of a weight stand in the tiles of CudaTiles: as they are, or so that a lane of the
+# kernel gets both dimensions that a rotation mixes, or a gate and its up.
+NATURAL, ROTARY, GATE_UP = 'natural', 'rotary', 'gate_up'
+
+
+@dataclass
+class CudaTiles:
+    """
+    A W4 weight as the CUDA kernels read it; csrc/cuda/w4_record.cuh draws the layout.
+
+    :param records: uint8 [ceil(N / 16), ceil(K / 128), record_bytes(group_size)], contiguous.
+    :param n: N, the rows that are not padding.
+    :param k: K.
+    :param group_size: of the records, 32, 64 or 128. A larger group repeats its scales.
+    :param order: NATURAL, ROTARY or GATE_UP.
+    :param next: the records that are read behind these, or None.
+    """
+
+    records: Tensor
+    n: int
+    k: int
+    group_size: int
+    order: str = NATURAL
+    next: Optional[Tensor] = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, K)."""
+        return self.n, self.k
+
+
+def record_bytes(group_size: int) -> int:
+    """Return the bytes of a record of 16 rows by 128 columns in groups of 32, 64 or 128."""
+    groups = RECORD_COLUMNS // group_size
+    return RECORD_ROWS * RECORD_COLUMNS // 2 + 32 * groups + max(16, 8 * groups)
+
+
+def record_group(weight: QuantizedWeight) -> int:
+    """Return the group size of the records that a weight is packed into."""
+    return weight.group_size if weight.group_size in (32, 64) else RECORD_COLUMNS
+
+
+def cuda_tiles_refusal(weight: QuantizedWeight) -> str | None:
+    """Return why the CUDA kernels cannot take a weight, or None when they can."""
+    n, k = weight.shape
+    if weight.bits != 4:
+        return f'{weight.bits} bits, not 4'
+    if n % 8 or k % 8:
+        return f'N, K = {n}, {k} are not both multiples of 8'
+    if weight.group_size not in (32, 64, k) and weight.group_size % RECORD_COLUMNS:
+        return f'group size {weight.group_size} is not 32, 64, a multiple of 128 or K'
+    return None
+
+
+def natural_rows(n: int) -> Tensor:
+    """Return the rows of the tiles in their order: int32 [ceil(N / 16) * 16], -1 for padding."""
+    rows = torch.arange(-(-n // RECORD_ROWS) * RECORD_ROWS, dtype=torch.int32)
+    return rows.masked_fill(rows >= n, -1)
+
+
+def rotary_rows(rotated_heads: int, value_heads: int, head_dim: int) -> Tensor:
+    """
+    Return the rows of a QKV weight so that dimensions d and d + D/2 share a tile.
+
+    :param rotated_heads: query and key heads together.
+    :param head_dim: D, a multiple of 16.
+    :returns: int32 [(rotated_heads + value_heads) * D].
+    """
+    low = torch.arange(head_dim // 2, dtype=torch.int32).view(-1, 8)
+    head = torch.cat((low, low + head_dim // 2), dim=1).flatten()
+    rotated = torch.arange(rotated_heads, dtype=torch.int32)[:, None] * head_dim + head
+    values = torch.arange(value_heads * head_dim, dtype=torch.int32)
+    return torch.cat((rotated.flatten(), rotated_heads * head_dim + values))
+
+
+def gate_up_rows(intermediate: int) -> Tensor:
+    """Return the rows of a gate and up weight, 8 of each in turn: int32 [2I], I % 8 = 0."""
+    gate = torch.arange(intermediate, dtype=torch.int32).view(-1, 8)
+    return torch.cat((gate, gate + intermediate), dim=1).flatten()
+
+
+def pack_cuda_tiles(weight: QuantizedWeight, rows: Tensor) -> Tensor:
+    """
+    Pack a weight into records with torch alone: the oracle of the repacking kernel.
+
+    :param rows: int32 [tiles * 16], the row that goes there, or -1 for none.
+    :returns: uint8 [tiles, ceil(K / 128), record bytes].
+    :raises KernelError: when :func:`cuda_tiles_refusal` has a reason.
+    """
+    refusal = cuda_tiles_refusal(weight)
+    if refusal is not None:
+        raise KernelError(f'pack_cuda_tiles: {refusal}')
+    k, group = weight.shape[1], record_group(weight)
+    columns = -(-k // RECORD_COLUMNS) * RECORD_COLUMNS
+    starts = torch.arange(0, columns, group)
+    index = rows.long().clamp(min=0)
+    # The scale 0 makes nothing of what pads: any row, and the columns beyond K.
+    inside = (rows >= 0)[:, None] & (starts < k)
+    groups = (starts // weight.group_size).clamp(max=weight.scales.shape[1] - 1)
+    codes = F.pad(unpack_codes(weight.qweight[index], 4), (0, columns - k))
+    scales = weight.scales[index][:, groups] * inside
+    zeros = weight.zeros[index][:, groups] * inside
+    return torch.cat((_operands(codes), *_per_group(scales, zeros, RECORD_COLUMNS // group)), -1)
+
+
+def _operands(codes: Tensor) -> Tensor:
+    """Arrange codes [tiles * 16, columns] as uint8 [tiles, records, 1024]."""
+    # As w4_record.cuh names them: a row is 8 (i % 2) + g, a column has the bits of the word
+    # 64, 32 (s / 2), 8 t, 4 (s % 2), 2 (i % 4 / 2) and i / 4.
+    split = codes.view(-1, 2, 8, codes.shape[1] // RECORD_COLUMNS, 2, 2, 4, 2, 2, 2)
+    nibbles = split.permute(0, 3, 4, 2, 6, 5, 7, 9, 8, 1)
+    return (nibbles[..., 0] | nibbles[..., 1] << 4).flatten(2)
+
+
+def _per_group(scales: Tensor, zeros: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Arrange [tiles * 16, K / group_size] as uint8 [tiles, records, ...]: fp16, and nibbles."""
+    by_record = [t.view(-1, RECORD_ROWS, t.shape[1] // groups, groups).permute(0, 2, 3, 1)
+                 for t in (scales, zeros)]
+    nibbles = pack_codes(by_record[1].contiguous(), 4).flatten(2)
+    return (by_record[0].contiguous().view(torch.uint8).flatten(2),
+            F.pad(nibbles, (0, max(0, RECORD_ROWS - nibbles.shape[-1]))))
