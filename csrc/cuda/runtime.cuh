@@ -41,6 +41,14 @@ void allow_shared_bytes(const char* name, Kernel* kernel, size_t bytes) {
              name);
 }
 
+// Whether all that a stream was given has ended. Throws what it failed with.
+inline bool stream_ended(void* stream) {
+  const cudaError_t status = cudaStreamQuery(static_cast<cudaStream_t>(stream));
+  if (status == cudaErrorNotReady) return false;
+  check_cuda(status, "stream");
+  return true;
+}
+
 // What the current device has of something.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device, value;
@@ -57,8 +65,8 @@ int resident_blocks(const char* name, void (*kernel)(Parameters...), int threads
                     size_t shared_bytes) {
   allow_shared_bytes(name, kernel, shared_bytes);
   int blocks;
-  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-             name);
+  check_cuda(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), name);
   return blocks * multiprocessors();
 }
 

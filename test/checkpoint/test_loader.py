@@ -223,9 +223,9 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs(tmp_path):
     cache = 2 * 2 * 2 * 16 * 4 * 3 * 50
     write_model(tmp_path, config, tensors)
     with CheckpointReader(tmp_path) as reader:
-        loader.check_memory(reader, torch.float32, 3, 50, weights + cache)
+        loader.check_memory(reader, torch.float32, torch.float32, 3, 50, weights + cache)
         with pytest.raises(OutOfMemoryError, match='3 slots of 50 positions'):
-            loader.check_memory(reader, torch.float32, 3, 50, weights + cache - 1)
+            loader.check_memory(reader, torch.float32, torch.float32, 3, 50, weights + cache - 1)
 
 
 def test_free_memory_is_more_than_nothing():

@@ -35,7 +35,8 @@ def fails(check, emulator) -> bool:
 
 
 def check_rms_norm(emulator) -> None:
-    rms_norm_cases.check(Backend(emulator, torch.device('cpu')), 4096, 3, torch.float16, residual=False)
+    rms_norm_cases.check(Backend(emulator, torch.device('cpu')), 4096, 3, torch.float16,
+                         residual=False)
 
 
 def check_product(emulator) -> None:
