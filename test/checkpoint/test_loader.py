@@ -15,6 +15,8 @@
 
 import logging
 
+from types import SimpleNamespace
+
 import pytest
 from stored_weights import store_linears
 from tiny_models import (
@@ -230,3 +232,12 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs(tmp_path):
 
 def test_free_memory_is_more_than_nothing():
     assert 2**20 < loader.available_memory(torch.device('cpu')) < 2**50
+
+
+@pytest.mark.parametrize('integrated', [False, True], ids=['card', 'Jetson'])
+def test_a_gpu_that_shares_the_memory_has_what_the_cpu_has(monkeypatch, integrated):
+    gpu = torch.device('cuda')
+    monkeypatch.setattr(torch.cuda, 'get_device_properties',
+                        lambda device: SimpleNamespace(is_integrated=integrated))
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (123, 456))
+    assert (loader.available_memory(gpu) == 123) != integrated

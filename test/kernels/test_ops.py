@@ -100,6 +100,38 @@ def test_attention_reads_no_further_than_its_length():
         out, reference.attention(q, cache.k[:, :9], cache.v[:, :9]).flatten(1))
 
 
+def test_an_int8_cache_holds_each_row_by_its_scale():
+    x, layers, plain = _random(3, _HIDDEN), _qkv('ppp'), _cache()
+    shape = plain.k.shape
+    int8 = ops.LayerCache(*(torch.zeros(shape, dtype=torch.int8) for _ in range(2)),
+                          *(torch.zeros(shape[:2], dtype=torch.float16) for _ in range(2)))
+    q = ops.qkv_rope_append(x, _norm(), layers, _rope(), plain, 2)
+    assert torch.equal(q, ops.qkv_rope_append(x, _norm(), layers, _rope(), int8, 2))
+    for values, codes, scales in ((plain.k, int8.k, int8.k_scale), (plain.v, int8.v, int8.v_scale)):
+        error = (reference.dequantize_kv(codes, scales) - values)[:, 2:5].abs()
+        assert (error <= 0.51 * scales[:, 2:5, None]).all() and not codes[:, 5:].any()
+    exact = ops.attention(q, ops.LayerCache(reference.dequantize_kv(int8.k, int8.k_scale),
+                                            reference.dequantize_kv(int8.v, int8.v_scale)), 2)
+    assert torch.equal(ops.attention(q, int8, 2), exact)
+
+
+def test_a_position_that_only_the_device_knows_is_refused_by_the_reference():
+    state = ops.StepState(torch.zeros(4, dtype=torch.int32))
+    with pytest.raises(KernelError, match='position: expected a number'):
+        ops.attention(_random(1, _HEADS, _HEAD_DIM), _cache(), state)
+
+
+def test_candidates_are_the_best_of_each_16_logits_and_the_first_of_equals():
+    head = Linear(_random(40, _HIDDEN))
+    head.weight[20:24] = head.weight[18]
+    x = _random(1, _HIDDEN, seed=3)
+    logits, best = ops.candidates(x, _norm(), head)
+    assert torch.equal(logits, ops.lm_head(x, _norm(), head)[0])
+    for tile, (bits, token) in enumerate(best):
+        part = logits[16 * tile:16 * tile + 16]
+        assert bits.view(torch.float32) == part.max() and token == 16 * tile + part.argmax()
+
+
 def test_norm_gate_up_joined_and_apart_is_the_gated_product():
     x, gate, up = _random(3, _HIDDEN), _random(20, _HIDDEN, seed=1), _random(20, _HIDDEN, seed=2)
     normed = reference.rms_norm(x, *_norm())

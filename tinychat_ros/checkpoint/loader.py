@@ -164,7 +164,8 @@ def check_memory(reader: CheckpointReader, dtype: torch.dtype, kv_dtype: torch.d
 
 def available_memory(device: torch.device) -> int:
     """Return the bytes that can still be allocated on a device."""
-    if device.type == 'cuda':
+    # A Jetson's GPU shares the memory, and CUDA counts files that are cached there as taken.
+    if device.type == 'cuda' and not torch.cuda.get_device_properties(device).is_integrated:
         return torch.cuda.mem_get_info(device)[0]
     for line in Path('/proc/meminfo').read_text().splitlines():
         if line.startswith('MemAvailable:'):

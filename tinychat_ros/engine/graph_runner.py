@@ -46,13 +46,10 @@ class GraphRunner:
     A model, its KV cache and the GPU they are on; the interface is that of ModelRunner.
 
     :param prefill_chunk: tokens per piece of a prefill; between pieces it can be interrupted.
-    :param record: (step) to a function that does the step anew; a CUDA graph.
     """
 
     def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device,
-                 prefill_chunk: int,
-                 record: Optional[Callable[[Callable[[], None]], Callable[[], None]]] = None
-                 ) -> None:
+                 prefill_chunk: int) -> None:
         self._model = model
         self._cache = cache
         self._device = device
@@ -61,7 +58,7 @@ class GraphRunner:
         self._params = torch.zeros(_PARAMS.size, dtype=torch.uint8, device=device)
         self._seen = torch.zeros(model.config.vocab_size, dtype=torch.uint8, device=device)
         self._ring = torch.zeros(_RING_SIZE, dtype=torch.int64, pin_memory=device.type == 'cuda')
-        self._replay = (record or _record)(self._step)
+        self._replay = _record(self._step)
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
                 interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
