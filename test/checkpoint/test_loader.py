@@ -14,7 +14,6 @@
 """From a checkpoint to a model: quantized, plain and mixed layers, and the memory they take."""
 
 import logging
-
 from types import SimpleNamespace
 
 import pytest
