@@ -107,7 +107,8 @@ def test_an_int8_cache_holds_each_row_by_its_scale():
                           *(torch.zeros(shape[:2], dtype=torch.float16) for _ in range(2)))
     q = ops.qkv_rope_append(x, _norm(), layers, _rope(), plain, 2)
     assert torch.equal(q, ops.qkv_rope_append(x, _norm(), layers, _rope(), int8, 2))
-    for values, codes, scales in ((plain.k, int8.k, int8.k_scale), (plain.v, int8.v, int8.v_scale)):
+    for values, codes, scales in ((plain.k, int8.k, int8.k_scale),
+                                  (plain.v, int8.v, int8.v_scale)):
         error = (reference.dequantize_kv(codes, scales) - values)[:, 2:5].abs()
         assert (error <= 0.51 * scales[:, 2:5, None]).all() and not codes[:, 5:].any()
     exact = ops.attention(q, ops.LayerCache(reference.dequantize_kv(int8.k, int8.k_scale),
