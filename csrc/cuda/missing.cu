@@ -20,14 +20,9 @@ namespace tinychat {
 [[noreturn]] static void missing(const char* name) { throw std::runtime_error(name); }
 
 void layer_norm(const void*, const void*, const void*, void*, int64_t, int64_t, float, DType, void*) { missing("layer_norm"); }
-void w4_gemv(const W4Input&, const LinearOutput&) { missing("w4_gemv"); }
-void w4_gemv(const W4Input&, const GateUpOutput&) { missing("w4_gemv"); }
-void w4_gemv(const W4Input&, const QkvOutput&) { missing("w4_gemv"); }
-void w4_gemv(const W4Input&, const LogitsOutput&) { missing("w4_gemv"); }
 void w4_gemm(const W4Input&, const LinearOutput&) { missing("w4_gemm"); }
 void w4_gemm(const W4Input&, const GateUpOutput&) { missing("w4_gemm"); }
 void w4_gemm(const W4Input&, const QkvOutput&) { missing("w4_gemm"); }
-void w4_repack(const uint8_t*, const void*, const uint8_t*, const int32_t*, void*, int64_t, int64_t, int64_t, void*) { missing("w4_repack"); }
 void rope_append(const void*, bool, void*, const KvCache&, const Rotary&, int64_t, int64_t, DType, void*) { missing("rope_append"); }
 int64_t decode_attention_workspace(int64_t, int64_t, int64_t, int64_t) { missing("decode_attention_workspace"); }
 void decode_attention(const void*, const KvCache&, void*, void*, int64_t, float, DType, void*) { missing("decode_attention"); }

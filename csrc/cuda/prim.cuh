@@ -91,6 +91,18 @@ __device__ __forceinline__ void prefetch_l2(const void* global) {
 #endif
 }
 
+// x & mask | bits as one instruction, which the compiler makes two of where both are constants.
+template <uint32_t kMask>
+__device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t bits) {
+#if defined(__CUDACC__)
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "n"(kMask), "r"(bits));
+  return y;
+#else
+  return (x & kMask) | bits;
+#endif
+}
+
 #if !defined(__CUDACC__)
 // Matrix m is the 8 rows of 16 bytes at the addresses that lanes 8m to 8m + 7 gave.
 template <bool kTransposed>

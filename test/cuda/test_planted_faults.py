@@ -21,6 +21,7 @@ import pytest
 import rms_norm_cases
 from test_primitives import check_matmul, check_ring_copy
 import torch
+import w4_cases
 
 
 def fails(check, emulator) -> bool:
@@ -47,6 +48,13 @@ def check_copy(emulator) -> None:
     check_ring_copy(emulator, 8)
 
 
+def check_w4_gemv(emulator) -> None:
+    """Use more records than a ring holds, and fewer than warps."""
+    for n, k in ((96, 4096), (144, 640)):
+        w4_cases.check_linear(Backend(emulator, torch.device('cpu')), 2, n, k, 32, torch.float16,
+                              gemv=True)
+
+
 @pytest.mark.parametrize('path, right, wrong, check', [
     ('csrc/cuda/rms_norm.cu', '  __syncthreads();\n', '', check_rms_norm),
     ('csrc/cuda/rms_norm.cu', 'partial[lane] :', 'partial[0] :', check_rms_norm),
@@ -56,7 +64,14 @@ def check_copy(emulator) -> None:
      check_copy),
     ('test/cuda/primitives.cu', '    __syncthreads();\n    begin_step', '    begin_step',
      check_copy),
-], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier'])
+    ('csrc/cuda/w4_gemv.cu', 'cp_async_wait<kStages - 2>', 'cp_async_wait<kStages - 1>',
+     check_w4_gemv),
+    ('csrc/cuda/w4_gemv.cu', '    __syncwarp();\n', '', check_w4_gemv),
+    ('csrc/cuda/w4_gemv.cu', '  __syncthreads();\n  const int finisher',
+     '  const int finisher', check_w4_gemv),
+    ('csrc/cuda/w4_gemv.cu', 'turn ^= 1', 'turn ^= 0', check_w4_gemv),
+], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier', 'record wait',
+        'record barrier', 'tile barrier', 'tile buffer'])
 def test_a_planted_fault_is_found(buildable, emulator, tmp_path, path, right, wrong, check):
     assert not fails(check, emulator)
     for folder in ('csrc', 'test/cuda'):

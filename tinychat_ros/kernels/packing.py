@@ -353,13 +353,11 @@ def pack_cuda_tiles(weight: QuantizedWeight, rows: Tensor) -> Tensor:
     k, group = weight.shape[1], record_group(weight)
     columns = -(-k // RECORD_COLUMNS) * RECORD_COLUMNS
     starts = torch.arange(0, columns, group)
-    index = rows.long().clamp(min=0)
-    # The scale 0 makes nothing of what pads: any row, and the columns beyond K.
-    inside = (rows >= 0)[:, None] & (starts < k)
+    index, padding = rows.long().clamp(min=0), (rows < 0)[:, None]
     groups = (starts // weight.group_size).clamp(max=weight.scales.shape[1] - 1)
-    codes = F.pad(unpack_codes(weight.qweight[index], 4), (0, columns - k))
-    scales = weight.scales[index][:, groups] * inside
-    zeros = weight.zeros[index][:, groups] * inside
+    codes = F.pad(unpack_codes(weight.qweight[index], 4).masked_fill(padding, 0), (0, columns - k))
+    scales, zeros = (t[index][:, groups].masked_fill(padding | (starts >= k), 0)
+                     for t in (weight.scales, weight.zeros))
     return torch.cat((_operands(codes), *_per_group(scales, zeros, RECORD_COLUMNS // group)), -1)
 
 
