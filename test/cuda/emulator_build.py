@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / 'build' / 'emu'
 
 # CUDA code casts pointers as it likes, and nvcc does not optimize on their types.
-FLAGS = ('-std=c++17', '-fPIC', '-fvisibility=hidden', '-fno-strict-aliasing', '-Wall')
+FLAGS = ('-std=c++17', '-fPIC', '-fvisibility=hidden', '-fno-strict-aliasing', '-Wall',
+         '-Wno-unknown-pragmas')
 
 
 def compiler() -> str:

@@ -31,6 +31,41 @@ void run_rms_norm(int64_t tokens, int64_t hidden, DType dtype, int64_t overrun) 
            dtype, nullptr);
 }
 
+// Keys and values of a cache whose arrays end with its last position.
+struct AttentionArrays {
+  std::vector<char> k, v, k_scale, v_scale;
+  StepState state;
+
+  KvCache cache(int64_t kv_heads, int64_t max_seq_len, int64_t head_dim, bool int8) {
+    const size_t rows = kv_heads * max_seq_len;
+    k.resize(rows * head_dim * (int8 ? 1 : 2));
+    v = k;
+    k_scale.resize(rows * 2);
+    v_scale = k_scale;
+    return {k.data(), v.data(), int8 ? k_scale.data() : nullptr, int8 ? v_scale.data() : nullptr,
+            kv_heads, max_seq_len, head_dim, &state};
+  }
+};
+
+// The positions end behind the cache.
+void run_attention(int64_t head_dim, bool int8, DType dtype) {
+  constexpr int kHeads = 3, kKvHeads = 1, kLength = 131, kTokens = 18;
+  AttentionArrays arrays;
+  const KvCache cache = arrays.cache(kKvHeads, kLength, head_dim, int8);
+  const int64_t row = kHeads * head_dim * 2;
+  std::vector<char> q(kTokens * row), out(q), qkv(kTokens * (kHeads + 2 * kKvHeads) * head_dim * 2);
+  std::vector<float> cos(kLength * head_dim / 2), sin(cos);
+  std::vector<char> workspace(decode_attention_workspace(kHeads, kKvHeads, head_dim, kLength));
+  arrays.state = {0, kLength - kTokens + 1, 0, 0};
+  rope_append(qkv.data(), false, q.data(), cache, {cos.data(), sin.data()}, kTokens, kHeads, dtype,
+              nullptr);
+  prefill_attention(q.data(), cache, out.data(), kTokens, kHeads, 1.0f, dtype, nullptr);
+  q.resize(row), out.resize(row);
+  q.shrink_to_fit(), out.shrink_to_fit();
+  arrays.state.position = kLength;
+  decode_attention(q.data(), cache, out.data(), workspace.data(), kHeads, 1.0f, dtype, nullptr);
+}
+
 void run_primitives() {
   constexpr int kSteps = 4;
   std::vector<char> in(kSteps * 256 * 16), out(in);
@@ -96,6 +131,11 @@ int main(int argc, char**) {
   for (DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
     for (int hidden : {8, 64, 80, 128, 4096, 4104}) {
       for (int tokens : {1, 3}) tinychat::run_rms_norm(tokens, hidden, dtype, argc > 1 ? 8 : 0);
+    }
+  }
+  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    for (int head_dim : {8, 64, 80, 128, 256}) {
+      for (bool int8 : {false, true}) tinychat::run_attention(head_dim, int8, dtype);
     }
   }
   tinychat::run_primitives();

@@ -15,6 +15,7 @@
 
 import shutil
 
+from attention_cases import check_decode, check_prefill, filled_cache
 from backend import Backend
 import emulator_build
 import pytest
@@ -55,6 +56,18 @@ def check_w4_gemv(emulator) -> None:
                               gemv=True)
 
 
+def check_decode_attention(emulator) -> None:
+    backend = Backend(emulator, torch.device('cpu'))
+    cache = filled_cache(backend, 1, 701, 16, torch.float16, False, 700)
+    check_decode(backend, cache, 2, 700, torch.float16)
+
+
+def check_prefill_attention(emulator) -> None:
+    backend = Backend(emulator, torch.device('cpu'))
+    cache = filled_cache(backend, 1, 201, 16, torch.float16, True, 200)
+    check_prefill(backend, cache, 1, 130, 70, torch.float16)
+
+
 @pytest.mark.parametrize('path, right, wrong, check', [
     ('csrc/cuda/rms_norm.cu', '  __syncthreads();\n', '', check_rms_norm),
     ('csrc/cuda/rms_norm.cu', 'partial[lane] :', 'partial[0] :', check_rms_norm),
@@ -70,8 +83,18 @@ def check_w4_gemv(emulator) -> None:
     ('csrc/cuda/w4_gemv.cu', '  __syncthreads();\n  const int finisher',
      '  const int finisher', check_w4_gemv),
     ('csrc/cuda/w4_gemv.cu', 'turn ^= 1', 'turn ^= 0', check_w4_gemv),
-], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier', 'record wait',
-        'record barrier', 'tile barrier', 'tile buffer'])
+    ('csrc/cuda/decode_attention.cu', '2 * kStages - 1', '2 * kStages', check_decode_attention),
+    ('csrc/cuda/decode_attention.cu', '    __syncwarp();\n    load(ring.keys', '    load(ring.keys',
+     check_decode_attention),
+    ('csrc/cuda/decode_attention.cu', 'splits - 1;', 'splits - 2;', check_decode_attention),
+    ('csrc/cuda/attention.cuh', 'sum_[row] *= correction', 'sum_[row] += 0 * correction',
+     check_prefill_attention),
+    ('csrc/cuda/prefill_attention.cu', '    __syncthreads();\n    load(', '    load(',
+     check_prefill_attention),
+    ('csrc/cuda/prefill_attention.cu', 'row + 8, first', 'row, first', check_prefill_attention),
+], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier', 'record wait', 'record
+        barrier', 'tile barrier', 'tile buffer', 'decode wait', 'decode barrier', 'last
+        split', 'softmax', 'prefill barrier', 'prefill mask'])
 def test_a_planted_fault_is_found(buildable, emulator, tmp_path, path, right, wrong, check):
     assert not fails(check, emulator)
     for folder in ('csrc', 'test/cuda'):

@@ -91,6 +91,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
+def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Quantize keys or values x [..., D] symmetrically, each row of D by its own scale: x = q * scale.
+
+    A row whose scale rounds to zero gets zeros. One that holds NaN or infinity, or whose scale
+    fp16 cannot hold, gets zeros and a scale that makes NaN of every product.
+
+    :returns: q int8 [..., D], rounded half to even, -127 to 127; scale fp16 [...], max |x| / 127.
+    """
+    x32 = x.float()
+    scale = (x32.abs().amax(-1) / 127).half()
+    usable = (scale > 0) & scale.isfinite()
+    q = torch.where(usable[..., None], torch.round(x32 / scale.float()[..., None]), 0)
+    return q.clamp(-127, 127).to(torch.int8), scale
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     Causal attention of the last T positions over all L of them.
@@ -111,18 +127,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.softmax(scores, dim=-1) @ v.float()
     out = out.view(kv_heads, heads // kv_heads, tokens, head_dim).permute(2, 0, 1, 3)
     return out.reshape(tokens, heads, head_dim).to(q.dtype)
-
-
-def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Quantize keys or values x [..., D] symmetrically, each row by a scale of its own.
-
-    :returns: q int8 [..., D], rounded half to even, -127 to 127; scale fp16 [...], max |x| / 127.
-    """
-    x32 = x.float()
-    scale = (x32.abs().amax(-1) / 127).half()
-    q = torch.round(x32 / scale.float()[..., None]).clamp(-127, 127)
-    return torch.where(scale[..., None] > 0, q, 0).to(torch.int8), scale
 
 
 def dequantize_kv(q: Tensor, scale: Tensor) -> Tensor:

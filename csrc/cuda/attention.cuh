@@ -1,0 +1,419 @@
+// Copyright 2026 tinychat_ros developers
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// What attention over one token and over many have in common: tiles of a KV cache in shared memory,
+// and the attention of 16 queries of one KV head over them by one warp (FlashAttention-2).
+
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "cuda/launchers.h"
+#include "cuda/prim.cuh"
+
+namespace tinychat {
+
+constexpr int kWarp = 32;
+constexpr int kMaxHeadDim = 256;
+constexpr int kQueryRows = 16;
+constexpr float kLog2E = 1.44269504f;
+
+// The keys, or the values, of one KV head.
+template <typename Kv>
+struct KvRows {
+  Kv* values;    // [max_seq_len, head_dim]
+  half* scales;  // [max_seq_len], with int8 values
+  int skew;      // How many scales the first one is behind a multiple of 16 bytes.
+  int head_dim;
+};
+
+template <typename Kv>
+__device__ KvRows<Kv> kv_rows(const KvCache& cache, void* values, void* scales, int kv_head) {
+  const int64_t first = (cache.state->slot * cache.kv_heads + kv_head) * cache.max_seq_len;
+  return {static_cast<Kv*>(values) + first * cache.head_dim,
+          static_cast<half*>(scales) + first, static_cast<int>(first % 8),
+          static_cast<int>(cache.head_dim)};
+}
+
+// Positions of a KvRows that follow one another. A row has an odd number of chunks of 16 bytes, so
+// that the eight rows of an ldmatrix lie in different banks. A head_dim below kHeadDim leaves
+// zeros, which clear() has to put there. Copies begin at multiples of 16 bytes of global memory,
+// and scales need not: that of the first position is at [skew].
+template <typename Kv, int kHeadDim, int kPositions>
+struct Tile {
+  static constexpr int kSize = kPositions;
+  static constexpr int kChunkValues = 16 / sizeof(Kv);
+  static constexpr int kChunks = kHeadDim / kChunkValues;
+
+  alignas(16) unsigned char rows[kPositions][(kChunks | 1) * 16];
+  half scales[kPositions + 8];
+
+  __device__ const unsigned char* chunk(int position, int chunk) const {
+    return &rows[position][chunk * 16];
+  }
+};
+
+template <typename Tiles>
+__device__ void clear(Tiles* tiles, int count, int thread, int threads) {
+  auto* chunks = reinterpret_cast<uint4*>(tiles);
+  const int size = count * static_cast<int>(sizeof(Tiles) / 16);
+  for (int i = thread; i < size; i += threads) chunks[i] = make_uint4(0, 0, 0, 0);
+}
+
+// Begins to copy a chunk of a row of which `left` values are left. Rows of 8, 24, 40... int8 values
+// do not begin at multiples of 16 bytes.
+template <typename Kv>
+__device__ void copy_chunk(unsigned char* to, const Kv* from, int head_dim, int left) {
+  if constexpr (sizeof(Kv) == 1) {
+    if (head_dim % 16 != 0) {
+      for (int i = 0; i < min(left, 16); i += 8) {
+        *reinterpret_cast<uint2*>(to + i) = *reinterpret_cast<const uint2*>(from + i);
+      }
+      return;
+    }
+  }
+  cp_async_16(to, from);
+}
+
+// The scales of `count` positions from the first on, and zeros behind them.
+template <typename Tile>
+__device__ void load_scales(Tile& tile, const half* scales, int skew, int count, int thread,
+                            int threads) {
+  for (int chunk = thread; chunk < Tile::kSize / 8 + 1; chunk += threads) {
+    const int first = chunk * 8 - skew;
+    if (first + 8 <= count) {
+      cp_async_16(&tile.scales[chunk * 8], scales + first);
+      continue;
+    }
+    for (int i = first; i < first + 8; ++i) {
+      tile.scales[skew + i] = i >= 0 && i < count ? scales[i] : half(0.0f);
+    }
+  }
+}
+
+// Begins to copy the positions from `first` on into a tile, with zeros from `end` on, whatever the
+// cache holds there: it may be NaN.
+template <int kThreads, typename Kv, int kHeadDim, int kPositions>
+__device__ void load_tile(Tile<Kv, kHeadDim, kPositions>& tile, const KvRows<Kv>& source,
+                          int first, int end, int thread) {
+  using To = Tile<Kv, kHeadDim, kPositions>;
+#pragma unroll 4
+  for (int i = thread; i < kPositions * To::kChunks; i += kThreads) {
+    const int row = i / To::kChunks;
+    const int column = i % To::kChunks * To::kChunkValues;
+    unsigned char* to = &tile.rows[row][i % To::kChunks * 16];
+    if (first + row >= end) {
+      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+    } else if (column < source.head_dim) {
+      const Kv* from = source.values + int64_t{first + row} * source.head_dim + column;
+      copy_chunk(to, from, source.head_dim, source.head_dim - column);
+    }
+  }
+  if constexpr (sizeof(Kv) == 1) {
+    load_scales(tile, source.scales + first, source.skew, end - first, thread, kThreads);
+  }
+}
+
+template <typename Pair>
+__device__ uint32_t bits_of(Pair pair) {
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
+
+template <typename T>
+__device__ uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<T, half>) {
+    return bits_of(__floats2half2_rn(low, high));
+  } else {
+    return bits_of(__floats2bfloat162_rn(low, high));
+  }
+}
+
+// Bytes kLow and kHigh of four int8 values as a pair of T. In front of the byte stands what makes
+// 2^n + its lower 7 bits of it, n the last place of T's mantissa or above; its sign is taken off.
+template <typename T, int kLow, int kHigh>
+__device__ uint32_t widen(uint32_t codes) {
+  using Pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
+  constexpr uint32_t kMagic = std::is_same_v<T, half> ? 0x64646464 : 0x43434343;
+  const uint32_t pair = __byte_perm(codes, kMagic, 0x4040 | kHigh << 8 | kLow);
+  const uint32_t bits[2] = {pair & 0xff7fff7f, pair & 0xff80ff80};
+  Pair operands[2];
+  memcpy(operands, bits, sizeof(bits));
+  return bits_of(__hsub2(operands[0], operands[1]));
+}
+
+// The attention of kQueryRows queries of one KV head over the tiles that it is given, by one warp.
+// A lane holds rows g = lane / 4 and g + 8. Products go along an mma's k in the order in which the
+// cache's values come out of shared memory, queries and results in the same: see column().
+template <typename T, typename Kv, int kHeadDim, int kPositions>
+class WarpAttention {
+ public:
+  using Source = Tile<Kv, kHeadDim, kPositions>;
+
+  // Beside a long head's results there are no registers for its queries. Their operands lie in
+  // shared memory, where the lane that reads one has written it.
+  static constexpr bool kKeeps = kHeadDim > 128;
+  using Kept = uint4[kKeeps ? kHeadDim / 16 : 1][kWarp];
+
+  // `rows` queries, `stride` values apart; the others are zeros. `kept` is the warp's own.
+  __device__ WarpAttention(const T* q, int64_t stride, int rows, int head_dim, Kept& kept)
+      : kept_(kept) {
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 16; ++j) {
+      uint32_t a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane() / 4 + i % 2 * 8;
+        const int dim = 16 * j + column(i / 2);
+        const bool there = row < rows && dim < head_dim;
+        a[i] = there ? *reinterpret_cast<const uint32_t*>(q + row * stride + dim) : 0;
+      }
+      memcpy(query(j), a, sizeof(a));
+    }
+  }
+
+  // The scores of a tile. `limit` is the last position of it that each of the lane's rows may see;
+  // all see one of the first tile.
+  __device__ void add_keys(const Source& keys, int skew, float scale, const int (&limit)[2]) {
+    Scores scores = {};
+    multiply_keys(keys, scores);
+    apply_scales(keys, skew, scale, scores);
+    if (min(limit[0], limit[1]) < kPositions - 1) mask(limit, scores);
+    rescale(scores);
+#pragma unroll
+    for (int n = 0; n < kPositions / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        weights_[n][i] = exp2f(scores[n][i] - max_[i / 2]);
+        sum_[i / 2] += weights_[n][i];
+      }
+    }
+  }
+
+  // The values of the tile whose keys were added last.
+  __device__ void add_values(const Source& values, int skew) {
+#pragma unroll
+    for (int p = 0; p < kPositions / 16; ++p) {
+      uint32_t weights[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = &weights_[2 * p + i / 2][i % 2 * 2];
+        const int first = skew + position(2 * p + i / 2, 0);
+        weights[i] = pack<T>(pair[0] * scale_of(values, first),
+                             pair[1] * scale_of(values, first + 1));
+      }
+      multiply_values(values, p, weights);
+    }
+  }
+
+  // Adds the sums of the four lanes of a row up. To be called once, before finish().
+  __device__ void finish() {
+    for (int i = 0; i < 2; ++i) {
+      sum_[i] += __shfl_xor_sync(~0u, sum_[i], 1);
+      sum_[i] += __shfl_xor_sync(~0u, sum_[i], 2);
+    }
+  }
+
+  // Calls store(0 for row g or 1 for g + 8, dim, values dim and dim + 1 before the division by the
+  // sum).
+  template <typename Store>
+  __device__ void each_pair(int head_dim, Store store) const {
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 16; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int dim = 16 * j + column(i / 2);
+        if (dim < head_dim) store(i % 2, dim, result(j, i % 2, i / 2));
+      }
+    }
+  }
+
+  // Of the rows g and g + 8, in units of log2.
+  __device__ float max(int i) const { return max_[i]; }
+  __device__ float sum(int i) const { return sum_[i]; }
+
+ private:
+  // As an mma leaves them: 8 positions each, of rows g, g, g + 8 and g + 8.
+  using Scores = float[kPositions / 8][4];
+
+  static constexpr bool kInt8 = sizeof(Kv) == 1;
+
+  __device__ static int lane() { return threadIdx.x % kWarp; }
+
+  // The first of the two columns of 16 that a lane holds on side 0 or 1 of an operand. In int8 the
+  // four of a lane come in one word.
+  __device__ static int column(int side) {
+    return kInt8 ? lane() % 4 * 4 + side * 2 : lane() % 4 * 2 + side * 8;
+  }
+
+  __device__ static int position(int n, int i) { return 8 * n + lane() % 4 * 2 + i % 2; }
+
+  __device__ static float scale_of(const Source& tile, int position) {
+    return kInt8 ? static_cast<float>(tile.scales[position]) : 1.0f;
+  }
+
+  __device__ uint4* query(int j) { return kKeeps ? &kept_[j][lane()] : &q_[j]; }
+
+  __device__ void multiply_keys(const Source& keys, Scores& scores) {
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 16; ++j) {
+      uint32_t a[4];
+      memcpy(a, query(j), sizeof(a));
+#pragma unroll
+      for (int p = 0; p < kPositions / 16; ++p) {
+        uint32_t b[4];
+        load_keys(keys, p, j, b);
+        mma_m16n8k16<T>(scores[2 * p], a, {b[0], b[1]});
+        mma_m16n8k16<T>(scores[2 * p + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+
+  // Operand b of 16 positions by 16 dimensions.
+  __device__ static void load_keys(const Source& keys, int p, int j, uint32_t (&b)[4]) {
+    if constexpr (kInt8) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const auto* row = keys.chunk(16 * p + 8 * i + lane() / 4, j);
+        const uint32_t codes = reinterpret_cast<const uint32_t*>(row)[lane() % 4];
+        b[2 * i] = widen<T, 0, 1>(codes);
+        b[2 * i + 1] = widen<T, 2, 3>(codes);
+      }
+    } else {
+      const int row = 16 * p + lane() / 16 * 8 + lane() % 8;
+      ldmatrix_x4(b, keys.chunk(row, 2 * j + lane() / 8 % 2));
+    }
+  }
+
+  __device__ void multiply_values(const Source& values, int p, const uint32_t (&weights)[4]) {
+    const int row = 16 * p + lane() % 16;
+    const int second = lane() / 16;
+#pragma unroll
+    for (int chunk = 0; chunk < Source::kChunks; chunk += 2) {
+      uint32_t b[4];
+      ldmatrix_x4_trans(b, values.chunk(row, min(chunk + second, Source::kChunks - 1)));
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (chunk + i < Source::kChunks) add_chunk(chunk + i, weights, b[2 * i], b[2 * i + 1]);
+      }
+    }
+  }
+
+  // Positions 0-7 and 8-15 of one chunk. Of int8 values each register holds two dimensions: the
+  // even ones make one operand, the odd ones another.
+  __device__ void add_chunk(int chunk, const uint32_t (&weights)[4], uint32_t low, uint32_t high) {
+    if constexpr (kInt8) {
+      mma_m16n8k16<T>(out_[2 * chunk], weights, {widen<T, 0, 2>(low), widen<T, 0, 2>(high)});
+      mma_m16n8k16<T>(out_[2 * chunk + 1], weights, {widen<T, 1, 3>(low), widen<T, 1, 3>(high)});
+    } else {
+      mma_m16n8k16<T>(out_[chunk], weights, {low, high});
+    }
+  }
+
+  __device__ static void apply_scales(const Source& keys, int skew, float scale,
+                                      Scores& scores) {
+#pragma unroll
+    for (int n = 0; n < kPositions / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[n][i] *= scale_of(keys, skew + position(n, i)) * scale;
+      }
+    }
+  }
+
+  __device__ static void mask(const int (&limit)[2], Scores& scores) {
+#pragma unroll
+    for (int n = 0; n < kPositions / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (position(n, i) > limit[i / 2]) scores[n][i] = -INFINITY;
+      }
+    }
+  }
+
+  // Takes the rows' new maxima, on which the four lanes of a row have to agree.
+  __device__ void rescale(const Scores& scores) {
+    float correction[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float top = max_[row];
+#pragma unroll
+      for (int n = 0; n < kPositions / 8; ++n) {
+        top = fmaxf(top, fmaxf(scores[n][2 * row], scores[n][2 * row + 1]));
+      }
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      correction[row] = exp2f(max_[row] - top);
+      max_[row] = top;
+      sum_[row] *= correction[row];
+    }
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out_[n][i] *= correction[i / 2];
+    }
+  }
+
+  // The pair of dimensions at column(side) of row g or g + 8.
+  __device__ float2 result(int j, int row, int side) const {
+    if (kInt8) return make_float2(out_[2 * j][2 * row + side], out_[2 * j + 1][2 * row + side]);
+    return make_float2(out_[2 * j + side][2 * row], out_[2 * j + side][2 * row + 1]);
+  }
+
+  Kept& kept_;
+  uint4 q_[kHeadDim / 16];
+  Scores weights_;
+  float out_[kHeadDim / 8][4] = {};
+  float max_[2] = {-INFINITY, -INFINITY};
+  float sum_[2] = {};
+};
+
+inline void check_head_dim(const char* name, int64_t head_dim) {
+  if (head_dim >= 8 && head_dim <= kMaxHeadDim && head_dim % 8 == 0) return;
+  throw std::invalid_argument(std::string(name) +
+                              ": expected a head_dim that is a multiple of 8 up to 256, got " +
+                              std::to_string(head_dim));
+}
+
+// Calls run with a T and a Kv, each a value of its type.
+template <typename Run>
+void with_cache_types(const KvCache& cache, DType dtype, Run run) {
+  const bool int8 = cache.k_scale != nullptr;
+  if (dtype == DType::kFloat16) {
+    int8 ? run(half(), int8_t()) : run(half(), half());
+  } else {
+    int8 ? run(__nv_bfloat16(), int8_t()) : run(__nv_bfloat16(), __nv_bfloat16());
+  }
+}
+
+// Calls run with the kHeadDim to compile for besides.
+template <typename Run>
+void with_attention_types(const char* name, const KvCache& cache, DType dtype, Run run) {
+  check_head_dim(name, cache.head_dim);
+  with_cache_types(cache, dtype, [&](auto t, auto kv) {
+    if (cache.head_dim <= 16) return run(t, kv, std::integral_constant<int, 16>());
+    if (cache.head_dim <= 64) return run(t, kv, std::integral_constant<int, 64>());
+    if (cache.head_dim <= 80) return run(t, kv, std::integral_constant<int, 80>());
+    if (cache.head_dim <= 96) return run(t, kv, std::integral_constant<int, 96>());
+    if (cache.head_dim <= 128) return run(t, kv, std::integral_constant<int, 128>());
+    run(t, kv, std::integral_constant<int, 256>());
+  });
+}
+
+}  // namespace tinychat

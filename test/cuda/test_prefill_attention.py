@@ -1,0 +1,81 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The attention of many tokens for CUDA gives what the reference gives."""
+
+from attention_cases import check_prefill, filled_cache
+import pytest
+import torch
+
+FP16 = torch.float16
+BF16 = torch.bfloat16
+HEAD_DIMS = (8, 16, 24, 64, 80, 96, 128, 256)
+TOKENS = (1, 2, 15, 16, 17, 63, 64, 65, 130)
+STARTS = (0, 5, 64)
+TYPES = pytest.mark.parametrize('dtype, int8', [(FP16, False), (BF16, False), (FP16, True),
+                                                (BF16, True)],
+                                ids=['fp16', 'bf16', 'fp16-int8', 'bf16-int8'])
+
+
+@TYPES
+@pytest.mark.parametrize('head_dim', HEAD_DIMS)
+def test_any_head_dim_agrees_with_the_reference(one_order, head_dim, dtype, int8):
+    cache = filled_cache(one_order, 1, 79, head_dim, dtype, int8, 70)
+    check_prefill(one_order, cache, 1, 53, 17, dtype)
+
+
+@pytest.mark.parametrize('start', STARTS)
+@pytest.mark.parametrize('tokens', TOKENS)
+def test_any_number_of_tokens_agrees_with_the_reference(one_order, tokens, start):
+    cache = filled_cache(one_order, 1, 201, 16, FP16, False, start + tokens)
+    check_prefill(one_order, cache, 1, start, tokens, FP16)
+
+
+@pytest.mark.parametrize('int8', [False, True], ids=['fp16', 'int8'])
+def test_blocks_and_threads_may_run_in_any_order(kernels, int8):
+    cache = filled_cache(kernels, 1, 101, 8, FP16, int8, 75)
+    check_prefill(kernels, cache, 1, 5, 70, FP16)
+
+
+@pytest.mark.parametrize('heads, kv_heads', [(3, 3), (4, 2), (7, 1), (9, 3)])
+def test_any_number_of_heads_agrees_with_the_reference(kernels, heads, kv_heads):
+    cache = filled_cache(kernels, kv_heads, 23, 8, BF16, True, 20)
+    check_prefill(kernels, cache, heads, 3, 17, BF16)
+
+
+def test_a_cache_may_be_full(kernels):
+    cache = filled_cache(kernels, 1, 69, 16, FP16, True, 69)
+    check_prefill(kernels, cache, 2, 52, 17, FP16)
+
+
+def test_large_scores_do_not_overflow(kernels):
+    cache = filled_cache(kernels, 1, 90, 16, FP16, False, 80)
+    check_prefill(kernels, cache, 1, 63, 17, FP16, sharpness=3000.0)
+
+
+def test_every_run_gives_the_same_bits(one_order):
+    cache = filled_cache(one_order, 1, 100, 16, FP16, False, 90)
+    runs = []
+    for order in range(3):
+        if one_order.device.type == 'cpu':
+            one_order.module.set_seed(order)
+        torch.manual_seed(0)
+        runs.append(check_prefill(one_order, cache, 2, 20, 70, FP16))
+    assert all(torch.equal(run, runs[0]) for run in runs)
+
+
+@pytest.mark.parametrize('head_dim', [4, 12, 264])
+def test_a_head_dim_that_it_cannot_take_is_refused(one_order, head_dim):
+    cache = filled_cache(one_order, 1, 16, head_dim, FP16, False, 1)
+    with pytest.raises(ValueError, match=f'multiple of 8 up to 256, got {head_dim}'):
+        check_prefill(one_order, cache, 1, 0, 1, FP16)
