@@ -59,6 +59,11 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
+// What a block can have.
+inline int max_shared_bytes() {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
 // How many blocks of a kernel the device runs at a time.
 template <typename... Parameters>
 int resident_blocks(const char* name, void (*kernel)(Parameters...), int threads,

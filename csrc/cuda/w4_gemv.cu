@@ -37,9 +37,6 @@ constexpr int kMaxTokens = 8;                // The columns of an mma.
 // Records in the ring of a warp. One is being read: two blocks have 51 KB in flight.
 constexpr int kStages = 4;
 
-// With them the rings and the sums fit into the 163 KB that a block can have on an Orin.
-constexpr int64_t kMaxActivationBytes = 116 << 10;
-
 // What one load of activations moves.
 template <typename T>
 struct alignas(16) Pack {
@@ -207,7 +204,7 @@ __device__ void begin_norm(const Work& work, unsigned char* rows) {
 
 // The sums of the squares of each token's activations, by warps.
 template <typename T>
-__device__ void sum_squares(const Work& work, const Pack<T>* x, float (*sums)[kWarps]) {
+__device__ void sum_squares(const Work& work, const Pack<T>* x, float* sums) {
   const int packs = static_cast<int>(work.input.k / Pack<T>::kSize);
   for (int token = 0; token < work.tokens; ++token) {
     float sum = 0.0f;
@@ -215,7 +212,7 @@ __device__ void sum_squares(const Work& work, const Pack<T>* x, float (*sums)[kW
       sum += sum_of_squares(load(&x[token * packs + i]));
     }
     sum = warp_sum(sum);
-    if (threadIdx.x % kWarp == 0) sums[token][threadIdx.x / kWarp] = sum;
+    if (threadIdx.x % kWarp == 0) sums[token * kWarps + threadIdx.x / kWarp] = sum;
   }
   __syncthreads();
 }
@@ -227,18 +224,19 @@ __device__ float norm_scale(const W4Input& input, const float* sums) {
 }
 
 // Brings a token's activations into shared memory, with zeros behind their end, and what they sum
-// up to in each group. A scale of 0 stands for no norm.
+// up to in each group. `squares` are null where there is no norm.
 template <typename T>
-__device__ void stage_token(const Work& work, const Pack<T>* x, float scale, Pack<T>* row,
-                            float* sums) {
+__device__ void stage_token(const Work& work, const Pack<T>* x, const float* squares,
+                            Pack<T>* row, float* sums) {
   const int packs = static_cast<int>(work.input.k / Pack<T>::kSize);
   const int padded = work.records * kRecordColumns / Pack<T>::kSize;
   const int group = work.input.group_size / Pack<T>::kSize;
   const int lane = threadIdx.x % kWarp;
+  const float scale = squares == nullptr ? 1.0f : norm_scale(work.input, squares);
   for (int i = threadIdx.x; i - lane < padded; i += kThreads) {
     Pack<T> pack = {};
     if (i < packs) pack = load(&x[i]);
-    if (i < packs && scale != 0.0f) pack = scaled(pack, scale, load(&row[i]));
+    if (i < packs && squares != nullptr) pack = scaled(pack, scale, load(&row[i]));
     if (i < padded) row[i] = pack;
     float sum = sum_of(pack);
     for (int distance = group / 2; distance > 0; distance /= 2) {
@@ -248,9 +246,10 @@ __device__ void stage_token(const Work& work, const Pack<T>* x, float scale, Pac
   }
 }
 
+// `squares` has room for a number of each warp and token.
 template <typename T>
-__device__ void stage_activations(const Work& work, float* sums, unsigned char* rows) {
-  __shared__ float squares[kMaxTokens][kWarps];
+__device__ void stage_activations(const Work& work, float* squares, float* sums,
+                                  unsigned char* rows) {
   const int packs = static_cast<int>(work.input.k / Pack<T>::kSize);
   const auto* x = static_cast<const Pack<T>*>(work.input.x) + int64_t{work.first} * packs;
   const bool normalize = work.input.norm_weight != nullptr;
@@ -259,7 +258,7 @@ __device__ void stage_activations(const Work& work, float* sums, unsigned char* 
     cp_async_wait<kStages - 1>();  // For begin_norm's, which are older than the ring's.
   }
   for (int token = 0; token < work.tokens; ++token) {
-    stage_token(work, x + token * packs, normalize ? norm_scale(work.input, squares[token]) : 0.0f,
+    stage_token(work, x + token * packs, normalize ? squares + token * kWarps : nullptr,
                 reinterpret_cast<Pack<T>*>(rows + token * work.row_bytes()), sums + token);
   }
   __syncthreads();
@@ -383,11 +382,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   auto* x_sums = reinterpret_cast<float*>(shared + work.x_sums_at());
   unsigned char* rows = shared + work.x_at();
   grid_dependency_launch();
-  const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);  // Which the compiler sees is uniform.
+  const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);  // So the compiler sees: uniform.
   if (work.input.norm_weight != nullptr) begin_norm<T>(work, rows);
   RecordRing ring(work, warp, shared);
   grid_dependency_wait();
-  stage_activations<T>(work, x_sums, rows);
+  stage_activations<T>(work, reinterpret_cast<float*>(tile_sums), x_sums, rows);
 
   // Columns that are no token's repeat one.
   const int lane = threadIdx.x % kWarp;
@@ -455,9 +454,9 @@ void run(const W4Input& input, const Output& output) {
   work.input = input;
   work.records = static_cast<int>(ceil_div(input.k, kRecordColumns));
   work.tiles = static_cast<int>(ceil_div(input.n, kRecordRows));
-  const int64_t fitting = std::max<int64_t>(1, kMaxActivationBytes / work.row_bytes());
-  const int64_t launches = ceil_div(input.m, fitting);
-  const int tokens = static_cast<int>(ceil_div(input.m, launches));
+  work.tokens = static_cast<int>(input.m);
+  while (work.tokens > 1 && work.shared_bytes() > max_shared_bytes()) --work.tokens;
+  const int tokens = static_cast<int>(ceil_div(input.m, ceil_div(input.m, work.tokens)));
   for (; work.first < input.m; work.first += tokens) {
     work.tokens = std::min(tokens, static_cast<int>(input.m) - work.first);
     work.finishers = std::is_same_v<Output, LogitsOutput> ? kWarp : work.tokens * 8;

@@ -26,7 +26,7 @@
 // so that the activations that go with words 2h and 2h + 1 are 8 in a row, 16 bytes, and pair j of
 // the word, nibbles j and j + 4, is register j of the operand. Rows that pad a weight and groups
 // behind its columns are zeros; columns that pad a group have the code 0, and its scale. A group
-// larger than 128 repeats its scales in each record. tinychat_ros/kernels/packing.py holds the twin.
+// larger than 128 repeats its scales in each record. tinychat_ros/kernels/packing.py holds a twin.
 
 #pragma once
 
@@ -42,7 +42,9 @@ constexpr int kRecordColumns = 128;
 constexpr int kRecordHalves = kRecordColumns / 32;  // Of 32 columns, the smallest group.
 constexpr int kRecordWeightBytes = kRecordRows * kRecordColumns / 2;
 
-__host__ __device__ constexpr int record_groups(int group_size) { return kRecordColumns / group_size; }
+__host__ __device__ constexpr int record_groups(int group_size) {
+  return kRecordColumns / group_size;
+}
 
 __host__ __device__ constexpr int record_bytes(int group_size) {
   const int groups = record_groups(group_size);

@@ -115,10 +115,10 @@ void w4_repack(const uint8_t* qweight, const void* scales, const uint8_t* zeros,
                                                               : kRecordColumns;
   const int64_t chunks =
       tiles * ceil_div(k, kRecordColumns) * (record_bytes(group) / kChunkBytes);
-  launch("w4_repack", w4_repack_kernel, static_cast<unsigned>(ceil_div(chunks, kThreads)), kThreads,
-         0, stream, Source{qweight, static_cast<const uint16_t*>(scales), zeros, rows, k,
-                           source_group, group},
-         static_cast<uint4*>(records), chunks);
+  const Source source = {qweight, static_cast<const uint16_t*>(scales), zeros, rows, k,
+                         source_group, group};
+  launch("w4_repack", w4_repack_kernel, static_cast<unsigned>(ceil_div(chunks, kThreads)),
+         kThreads, 0, stream, source, static_cast<uint4*>(records), chunks);
 }
 
 }  // namespace tinychat

@@ -83,7 +83,8 @@ std::vector<char> w4_records(int64_t n, int64_t k, int group) {
 }
 
 void run_w4_gemv(int64_t m, int64_t n, int64_t k, int group, DType dtype) {
-  const std::vector<char> x(m * k * 2), bias(n * 2), norm(k * 2), records = w4_records(n, k, group);
+  const std::vector<char> x(m * k * 2), bias(n * 2), norm(k * 2);
+  const std::vector<char> records = w4_records(n, k, group);
   const W4Input input = {x.data(), records.data(), bias.data(), norm.data(), 1e-5f, m, n, k, group,
                          records.data(), static_cast<int64_t>(records.size()), dtype, nullptr};
   std::vector<char> y(m * n * 2), gate_up(m * n / 2 * 2), q(m * n / 2 * 2);

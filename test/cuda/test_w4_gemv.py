@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 from w4_cases import (
-    assert_near, check_linear, EPS, Products, random_activations, random_weight)
+    assert_near, check_linear, Products, random_activations, random_weight)
 
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import (

@@ -23,7 +23,8 @@ from tinychat_ros.kernels.packing import (
 
 
 @pytest.mark.parametrize('k, group_size', [
-    (32, 32), (64, 64), (128, 128), (192, 64), (160, 32), (512, 256), (8, -1), (96, -1), (200, -1)])
+    (32, 32), (64, 64), (128, 128), (192, 64), (160, 32), (512, 256), (8, -1), (96, -1),
+    (200, -1)])
 @pytest.mark.parametrize('n, rows', [
     (8, natural_rows(8)), (40, natural_rows(40)), (48, gate_up_rows(24)),
     (80, rotary_rows(3, 2, 16)), (16, torch.tensor([-1, 3, -1, -1] * 8, dtype=torch.int32)),

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""W4 weights for the tests of the kernels, and how near to the exact product a result has to be."""
+"""W4 weights for the tests of kernels, and how near to the exact product a result has to be."""
 
 from __future__ import annotations
 
