@@ -24,7 +24,7 @@ from w4_cases import (
 
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import (
-    gate_up_rows, natural_rows, pack_cuda_tiles, QuantizedWeight, record_group, rotary_rows)
+    gate_up_order, natural_order, pack_cuda_tiles, QuantizedWeight, record_group, rotary_order)
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -58,7 +58,7 @@ def test_a_norm_of_one_token_agrees_with_the_reference(kernels):
 def test_gate_and_up_become_their_activation(kernels, m, intermediate, dtype):
     weight = random_weight(2 * intermediate, 128, 64)
     x = kernels.put(random_activations(m, 128, dtype=dtype))
-    records = kernels.put(pack_cuda_tiles(weight, gate_up_rows(intermediate)))
+    records = kernels.put(pack_cuda_tiles(weight, gate_up_order(intermediate).rows))
     y = kernels.empty(m, intermediate, dtype=dtype)
     kernels.module.w4_gate_up(w4_input(kernels, x, records, 2 * intermediate, 64), gemv=True,
                               y=address(y))
@@ -78,7 +78,7 @@ class QkvCase:
         self.kernels, self.heads, self.head_dim = kernels, heads, head_dim
         self.rotated, self.n = heads + kv_heads, (heads + 2 * kv_heads) * head_dim
         self.weight = random_weight(self.n, k, 32)
-        rows = rotary_rows(self.rotated, kv_heads, head_dim)
+        rows = rotary_order(self.rotated, kv_heads, head_dim).rows
         self.records = kernels.put(pack_cuda_tiles(self.weight, rows))
         self.bias = torch.randn(self.n).to(dtype)
         self.packed_bias = kernels.put(self.bias[rows.long()])
@@ -139,7 +139,7 @@ def run_logits(kernels: Backend, weight: QuantizedWeight, x: Tensor) -> tuple[Te
     """Return the logits [n], and the logit and the token of each tile's best, on the CPU."""
     n = weight.shape[0]
     x = kernels.put(x)
-    records = kernels.put(pack_cuda_tiles(weight, natural_rows(n)))
+    records = kernels.put(pack_cuda_tiles(weight, natural_order(n).rows))
     logits = kernels.empty(n, dtype=torch.float32)
     best = kernels.empty(-(-n // 16), 2, dtype=torch.int32)
     kernels.module.w4_logits(w4_input(kernels, x, records, n, record_group(weight)),

@@ -19,15 +19,15 @@ import torch
 from w4_cases import random_weight
 
 from tinychat_ros.kernels.packing import (
-    gate_up_rows, natural_rows, pack_cuda_tiles, rotary_rows)
+    gate_up_order, natural_order, pack_cuda_tiles, rotary_order)
 
 
 @pytest.mark.parametrize('k, group_size', [
     (32, 32), (64, 64), (128, 128), (192, 64), (160, 32), (512, 256), (8, -1), (96, -1),
     (200, -1)])
 @pytest.mark.parametrize('n, rows', [
-    (8, natural_rows(8)), (40, natural_rows(40)), (48, gate_up_rows(24)),
-    (80, rotary_rows(3, 2, 16)), (16, torch.tensor([-1, 3, -1, -1] * 8, dtype=torch.int32)),
+    (8, natural_order(8).rows), (40, natural_order(40).rows), (48, gate_up_order(24).rows),
+    (80, rotary_order(3, 2, 16).rows), (16, torch.tensor([-1, 3, -1, -1] * 8, dtype=torch.int32)),
 ], ids=['half a tile', 'natural', 'gate up', 'rotary', 'few'])
 def test_it_writes_what_torch_writes(one_order, n, rows, k, group_size):
     weight = random_weight(n, k, group_size)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import (
-    natural_rows, pack_codes, pack_cuda_tiles, QuantizedWeight, record_group)
+    natural_order, pack_codes, pack_cuda_tiles, QuantizedWeight, record_group)
 
 EPS = 1e-5
 
@@ -83,7 +83,7 @@ def check_linear(kernels: Backend, m: int, n: int, k: int, group_size: int, dtyp
     """Run w4_linear and compare; with ``in_place`` the result overwrites the residual."""
     weight = random_weight(n, k, group_size)
     x = kernels.put(random_activations(m, k, dtype=dtype))
-    records = kernels.put(pack_cuda_tiles(weight, natural_rows(n)))
+    records = kernels.put(pack_cuda_tiles(weight, natural_order(n).rows))
     added_bias = kernels.put(torch.randn(n).to(dtype)) if bias else None
     before = (kernels.put(torch.rand(k).to(dtype)), EPS) if norm else None
     added = kernels.put(torch.randn(m, n).to(dtype)) if residual else None
