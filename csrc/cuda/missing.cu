@@ -24,9 +24,6 @@ void w4_gemv(const W4Input&, const LinearOutput&) { missing("w4_gemv"); }
 void w4_gemv(const W4Input&, const GateUpOutput&) { missing("w4_gemv"); }
 void w4_gemv(const W4Input&, const QkvOutput&) { missing("w4_gemv"); }
 void w4_gemv(const W4Input&, const LogitsOutput&) { missing("w4_gemv"); }
-void w4_gemm(const W4Input&, const LinearOutput&) { missing("w4_gemm"); }
-void w4_gemm(const W4Input&, const GateUpOutput&) { missing("w4_gemm"); }
-void w4_gemm(const W4Input&, const QkvOutput&) { missing("w4_gemm"); }
 void w4_repack(const uint8_t*, const void*, const uint8_t*, const int32_t*, void*, int64_t, int64_t, int64_t, void*) { missing("w4_repack"); }
 void rope_append(const void*, void*, const KvCache&, const Rotary&, int64_t, int64_t, DType, void*) { missing("rope_append"); }
 int64_t decode_attention_workspace(int64_t, int64_t, int64_t, int64_t) { missing("decode_attention_workspace"); }

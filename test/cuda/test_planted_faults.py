@@ -21,6 +21,7 @@ import pytest
 import rms_norm_cases
 from test_primitives import check_matmul, check_ring_copy
 import torch
+import w4_gemm_cases
 
 
 def fails(check, emulator) -> bool:
@@ -36,6 +37,11 @@ def fails(check, emulator) -> bool:
 
 def check_rms_norm(emulator) -> None:
     rms_norm_cases.check(Backend(emulator, torch.device('cpu')), 4096, 3, torch.float16, residual=False)
+
+
+def check_w4_gemm(emulator) -> None:
+    kernels = Backend(emulator, torch.device('cpu'))
+    w4_gemm_cases.check_linear(kernels, 33, 24, 456, 0, torch.float16)
 
 
 def check_product(emulator) -> None:
@@ -55,7 +61,14 @@ def check_copy(emulator) -> None:
      check_copy),
     ('test/cuda/primitives.cu', '    __syncthreads();\n    begin_step', '    begin_step',
      check_copy),
-], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier'])
+    ('csrc/cuda/w4_gemm.cu', '    __syncthreads();\n    const int next', '    const int next',
+     check_w4_gemm),
+    ('csrc/cuda/w4_gemm.cu', 'cp_async_wait<S::kStages - 2>', 'cp_async_wait<S::kStages - 1>',
+     check_w4_gemm),
+    ('csrc/cuda/w4_gemm.cu', '  __syncwarp();\n', '', check_w4_gemm),
+    ('csrc/cuda/w4_gemm.cu', 'column < product.k ?', 'true ?', check_w4_gemm),
+], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier', 'GEMM barrier', 'GEMM wait',
+        'GEMM warp barrier', 'GEMM padding'])
 def test_a_planted_fault_is_found(buildable, emulator, tmp_path, path, right, wrong, check):
     assert not fails(check, emulator)
     for folder in ('csrc', 'test/cuda'):
