@@ -49,6 +49,19 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global) {
 #endif
 }
 
+// As cp_async_16, but of what other blocks read too, and zeros instead where nothing is there.
+__device__ __forceinline__ void cp_async_16_or_zeros(void* shared, const void* global,
+                                                     bool there) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(there ? 16 : 0)
+               : "memory");
+#else
+  alignas(16) static const unsigned char zeros[16] = {};
+  emu::copy_later(shared, there ? global : zeros);
+#endif
+}
+
 // Closes the group of the copies that this thread began since the last one.
 __device__ __forceinline__ void cp_async_commit() {
 #if defined(__CUDACC__)

@@ -28,6 +28,9 @@
   extern __shared__ __align__(128) unsigned char tinychat_shared[]; \
   type* name = reinterpret_cast<type*>(tinychat_shared)
 
+// In front of a loop whose index picks registers.
+#define TINYCHAT_UNROLL _Pragma("unroll")
+
 namespace tinychat {
 
 // More than this has to be asked for.

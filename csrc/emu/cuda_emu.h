@@ -39,6 +39,7 @@
 #define __shared__ thread_local
 #define TINYCHAT_DYNAMIC_SHARED(type, name) \
   type* name = static_cast<type*>(tinychat::emu::shared())
+#define TINYCHAT_UNROLL
 
 struct uint3 {
   unsigned x, y, z;

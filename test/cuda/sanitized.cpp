@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cuda/launchers.h"
+#include "cuda/w4_record.cuh"
 #include "primitives.h"
 
 namespace tinychat {
@@ -124,6 +125,23 @@ void run_w4() {
   run_w4_repack(24, 200, 200);
 }
 
+// One head of 16 for each of q, k and v that n has room for.
+void run_w4_gemm(int64_t m, int64_t n, int64_t k, int group_size, DType dtype) {
+  std::vector<char> x(m * k * 2), bias(n * 2), y(m * n * 2), half_y(m * n);
+  std::vector<char> records(ceil_div(n, kRecordRows) * ceil_div(k, kRecordColumns) *
+                            record_bytes(group_size));
+  const W4Input input = {x.data(), records.data(), bias.data(), nullptr, 0.0f, m, n, k, group_size,
+                         nullptr, 0, dtype, nullptr};
+  w4_gemm(input, LinearOutput{y.data(), y.data()});
+  w4_gemm(input, GateUpOutput{half_y.data()});
+  const int64_t heads = n / 48;
+  std::vector<char> q(m * heads * 32), keys(m * heads * 32), values(m * heads * 32);
+  std::vector<float> angles(m * 8);
+  StepState state = {};
+  const KvCache cache = {keys.data(), values.data(), nullptr, nullptr, heads, m, 16, &state};
+  w4_gemm(input, QkvOutput{q.data(), cache, {angles.data(), angles.data()}, heads});
+}
+
 }  // namespace
 }  // namespace tinychat
 
@@ -141,5 +159,10 @@ int main(int argc, char**) {
   }
   tinychat::run_primitives();
   tinychat::run_w4();
+  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    tinychat::run_w4_gemm(1, 48, 40, 32, dtype);
+    tinychat::run_w4_gemm(33, 48, 200, 128, dtype);
+    tinychat::run_w4_gemm(130, 144, 96, 32, dtype);
+  }
   std::puts("clean");
 }
