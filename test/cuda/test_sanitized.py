@@ -16,9 +16,11 @@
 import os
 import subprocess
 
+from backend import Backend
 import emulator_build
 import pytest
 from test_planted_faults import check_copy, check_rms_norm
+import torch
 
 # The last two find what a GPU traps on, and what overruns a static array.
 SANITIZERS = ('-O1', '-g', '-fsanitize=address,alignment,bounds', '-fno-sanitize-recover=all')
@@ -56,6 +58,7 @@ def test_a_row_that_is_longer_than_its_array_is_found(sanitized):
 
 def test_kernels_run_where_the_stack_switch_is_not_written_for_the_processor(buildable):
     emulator = emulator_build.build_module(emulator_build.ROOT, '-DTINYCHAT_EMU_UCONTEXT')
+    kernels = Backend(emulator, torch.device('cpu'))
     check_rms_norm(kernels)
     check_copy(kernels)
     with pytest.raises(RuntimeError, match='for ever: 63 of 64 threads came'):
