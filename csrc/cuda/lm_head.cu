@@ -24,13 +24,14 @@ namespace tinychat {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 8;
+constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kRows = kCandidateTile / kWarps;  // Of a tile, for each warp.
+// Of a tile, for each warp: the more there are, the less often x is loaded and steps are counted.
+constexpr int kRows = kCandidateTile / kWarps;
 
-// 48 KB of weights are on their way for each block, of which two or more share an SM. 40 KB hide
+// 32 KB of weights are on their way for each block, of which two or more share an SM. 40 KB hide
 // the latency of an H200's memory, 10 KB that of an Orin's.
-constexpr int kStages = 6;
+constexpr int kStages = 4;
 constexpr int kRingChunks = kStages * kRows * kThreads;
 
 __device__ float warp_sum(float value) {
@@ -69,6 +70,7 @@ class Ring {
  public:
   __device__ Ring(const Weight& weight, uint4* chunks)
       : weight_(weight), chunks_(chunks + threadIdx.x), tile_(blockIdx.x) {
+    find_rows();
     for (int i = 0; i < kStages; ++i) begin_copy();
   }
 
@@ -82,13 +84,18 @@ class Ring {
   }
 
  private:
+  __device__ void find_rows() {
+    for (int i = 0; i < kRows; ++i) {
+      rows_[i] = &weight_.values[weight_.row(tile_, i) * weight_.chunks];
+    }
+  }
+
   // Into the stage of the oldest step, which has been read.
   __device__ void begin_copy() {
     const int chunk = first_ + threadIdx.x % kWarp;
     if (tile_ < weight_.tiles && chunk < weight_.chunks) {
       for (int i = 0; i < kRows; ++i) {
-        cp_async_16(&chunks_[(stage_ * kRows + i) * kThreads],
-                    &weight_.values[weight_.row(tile_, i) * weight_.chunks + chunk]);
+        cp_async_16(&chunks_[(stage_ * kRows + i) * kThreads], &rows_[i][chunk]);
       }
     }
     cp_async_commit();
@@ -97,11 +104,13 @@ class Ring {
     if (first_ >= weight_.chunks) {
       first_ = 0;
       tile_ += gridDim.x;
+      find_rows();
     }
   }
 
   const Weight& weight_;
   uint4* chunks_;
+  const uint4* rows_[kRows];
   int64_t tile_;
   int first_ = 0;
   int stage_ = 0;
