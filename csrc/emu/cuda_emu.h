@@ -246,6 +246,9 @@ inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline unsigned __float_as_uint(float a) { return tinychat::emu::bit_cast<unsigned>(a); }
 inline float __uint_as_float(unsigned a) { return tinychat::emu::bit_cast<float>(a); }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 // Four of the eight bytes of b and a, each named by the lower three bits of a digit of `selector`.
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t bytes = uint64_t{b} << 32 | a;

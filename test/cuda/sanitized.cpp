@@ -67,6 +67,53 @@ void run_attention(int64_t head_dim, bool int8, DType dtype) {
   decode_attention(q.data(), cache, out.data(), workspace.data(), kHeads, 1.0f, dtype, nullptr);
 }
 
+void run_layer_norm(int64_t tokens, int64_t hidden, DType dtype) {
+  const size_t bytes = dtype == DType::kFloat32 ? 4 : 2;
+  std::vector<char> x(tokens * hidden * bytes), y(x), weight(hidden * bytes), bias(weight);
+  layer_norm(x.data(), weight.data(), bias.data(), y.data(), tokens, hidden, 1e-5f, dtype,
+             nullptr);
+}
+
+void run_embedding(int64_t hidden) {
+  const std::vector<int32_t> token_ids = {-1, 4, 5};
+  std::vector<char> table(5 * hidden * 2), x(3 * hidden * 2);
+  embedding(token_ids.data(), table.data(), x.data(), 3, 5, hidden, DType::kFloat16, nullptr);
+}
+
+void run_lm_head(int64_t n, int64_t k, bool int8) {
+  std::vector<char> x(k * 2), norm_weight(x), weight(n * k * (int8 ? 1 : 2));
+  std::vector<float> scales(n), logits(n);
+  std::vector<Candidate> best(ceil_div(n, kCandidateTile));
+  lm_head(x.data(), norm_weight.data(), 1e-5f, weight.data(), int8 ? scales.data() : nullptr,
+          {logits.data(), best.data()}, n, k, DType::kFloat16, nullptr);
+}
+
+void run_sample(int64_t vocab) {
+  std::vector<float> logits(vocab);
+  for (int64_t i = 0; i < vocab; ++i) logits[i] = static_cast<float>(i % 61) - 30.0f;
+  std::vector<Candidate> best(ceil_div(vocab, kCandidateTile), {30.0f, 60});
+  std::vector<uint8_t> seen(vocab, 1);
+  std::vector<uint64_t> ring(2);
+  StepState state = {};
+  for (float temperature : {0.0f, 1.0f}) {
+    for (float penalty : {0.9f, 1.0f, 1.1f}) {
+      const SamplingState params = {temperature, 0.9f, 0.01f, penalty, 7, 1, 2};
+      sample(logits.data(), best.data(), &params, seen.data(), &state, ring.data(), 2, vocab,
+             nullptr);
+    }
+  }
+}
+
+void run_ends() {
+  for (int hidden : {8, 80, 8200}) run_embedding(hidden);
+  for (bool int8 : {false, true}) {
+    for (int n : {1, 16, 17, 105}) {
+      for (int k : {16, 288, 1040}) run_lm_head(n, k, int8);
+    }
+  }
+  for (int vocab : {61, 64, 105, 1100}) run_sample(vocab);
+}
+
 void run_primitives() {
   constexpr int kSteps = 4;
   std::vector<char> in(kSteps * 256 * 16), out(in);
@@ -150,6 +197,7 @@ int main(int argc, char**) {
   for (DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
     for (int hidden : {8, 64, 80, 128, 4096, 4104}) {
       for (int tokens : {1, 3}) tinychat::run_rms_norm(tokens, hidden, dtype, argc > 1 ? 8 : 0);
+      tinychat::run_layer_norm(3, hidden, dtype);
     }
   }
   for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
@@ -157,6 +205,7 @@ int main(int argc, char**) {
       for (bool int8 : {false, true}) tinychat::run_attention(head_dim, int8, dtype);
     }
   }
+  tinychat::run_ends();
   tinychat::run_primitives();
   tinychat::run_w4();
   for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {

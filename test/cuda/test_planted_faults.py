@@ -20,7 +20,10 @@ from backend import Backend
 import emulator_build
 import pytest
 import rms_norm_cases
+import test_layer_norm
+import test_lm_head
 from test_primitives import check_matmul, check_ring_copy
+import test_sampler
 import torch
 import w4_cases
 import w4_gemm_cases
@@ -41,6 +44,20 @@ def fails(check, emulator) -> bool:
 
 def check_rms_norm(kernels) -> None:
     rms_norm_cases.check(kernels, 4096, 3, FP16, residual=False)
+
+
+def check_layer_norm(kernels) -> None:
+    test_layer_norm.check(kernels, 4096, 1, torch.float32, biased=True)
+
+
+def check_lm_head(kernels) -> None:
+    test_lm_head.check(kernels, 105, 1040, FP16, int8=False)
+
+
+def check_filters(kernels) -> None:
+    params = test_sampler.params_of('all')
+    for step in range(4):
+        test_sampler.check(kernels, test_sampler.random_logits(512), params, step=step)
 
 
 def check_product(kernels) -> None:
@@ -73,10 +90,12 @@ def check_prefill_attention(kernels) -> None:
 
 # file, check, what is planted: (right, wrong)
 FAULTS = (
-    ('csrc/cuda/rms_norm.cu', check_rms_norm, {
+    ('csrc/cuda/norm.cu', check_rms_norm, {
         'barrier': ('  __syncthreads();\n', ''),
         'sum': ('partial[lane] :', 'partial[0] :'),
         'shuffle': ('distance = kWarp / 2', 'distance = kWarp / 4')}),
+    ('csrc/cuda/norm.cu', check_layer_norm, {
+        'deviation': ('.values[i]) - mean;', '.values[i]);')}),
     ('test/cuda/primitives.cu', check_product, {
         'index': ('lane % 16 * 2 + lane / 16', 'lane')}),
     ('test/cuda/primitives.cu', check_copy, {
@@ -101,6 +120,13 @@ FAULTS = (
     ('csrc/cuda/prefill_attention.cu', check_prefill_attention, {
         'barrier': ('    __syncthreads();\n    load(', '    load('),
         'mask': ('row + 8, first', 'row, first')}),
+    ('csrc/cuda/lm_head.cu', check_lm_head, {
+        'barrier': ('    __syncthreads();\n    if (thread', '    if (thread'),
+        'wait': ('cp_async_wait<kStages - 1>', 'cp_async_wait<kStages>')}),
+    ('csrc/cuda/sampler.cu', check_filters, {
+        'barrier': ('    __syncthreads();  // All have read the bins.\n', '')}),
+    ('csrc/cuda/sampler.cu', test_sampler.check_many_best, {
+        'carry': ('high[bin], 1u', 'high[bin], 0u')}),
 )
 
 

@@ -42,6 +42,16 @@ def test_rms_norm_of_large_halves_sums_in_fp32(dtype):
     torch.testing.assert_close(out, torch.ones(1, 64, dtype=dtype))
 
 
+@pytest.mark.parametrize('biased', [False, True])
+@pytest.mark.parametrize('dtype', _HALF)
+def test_layer_norm_of_halves_is_rounded_once(dtype, biased):
+    x, weight, bias = (_random(*shape, seed=i).to(dtype) for i, shape in enumerate(
+        [(5, 48), (48,), (48,)]))
+    bias = bias if biased else None
+    exact = F.layer_norm(x.double(), [48], weight.double(), bias.double() if biased else None)
+    assert torch.equal(reference.layer_norm(x, weight, bias, 1e-5), exact.to(dtype))
+
+
 def test_rotation_is_a_product_of_complex_numbers():
     x, angles = _random(6, 3, 8), _random(6, 4, seed=1)
     out = reference.rotate(x, angles.cos(), angles.sin())

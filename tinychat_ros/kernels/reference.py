@@ -34,6 +34,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (x32 * scale).to(x.dtype) * weight
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """Bring x [T, H] to mean 0, variance 1; scale by weight [H], add bias [H]; round once."""
+    bias32 = None if bias is None else bias.float()
+    return F.layer_norm(x.float(), weight.shape, weight.float(), bias32, eps).to(x.dtype)
+
+
 def linear(x: Tensor, weight: Tensor | QuantizedWeight | Int8Weight) -> Tensor:
     """Return x [T, K] times the transposed weight [N, K]: [T, N] in the dtype of x."""
     if isinstance(weight, Int8Weight):
