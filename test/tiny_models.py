@@ -140,7 +140,8 @@ def quantize_folder(source: Path, out: Path, group: int) -> Path:
     for name in linear_shapes(config):
         tensors[name] = quantize_rtn(tensors.pop(f'{name}.weight'), group)
     extras = [source / name for name in (
-        'generation_config.json', 'tokenizer.json', 'tokenizer_config.json')]
+        'generation_config.json', 'tokenizer.json', 'tokenizer_config.json')
+        if (source / name).exists()]
     save_checkpoint(out, config, tensors, extras)
     return out
 
