@@ -49,7 +49,7 @@ def check_copy(emulator) -> None:
 
 def check_decode_attention(emulator) -> None:
     backend = Backend(emulator, torch.device('cpu'))
-    cache = filled_cache(backend, 1, 701, 16, torch.float16, False, 700)
+    cache = filled_cache(backend, 1, 701, 16, torch.float16, True, 700)
     check_decode(backend, cache, 2, 700, torch.float16)
 
 
@@ -69,16 +69,14 @@ def check_prefill_attention(emulator) -> None:
     ('test/cuda/primitives.cu', '    __syncthreads();\n    begin_step', '    begin_step',
      check_copy),
     ('csrc/cuda/decode_attention.cu', '2 * kStages - 1', '2 * kStages', check_decode_attention),
-    ('csrc/cuda/decode_attention.cu', '    __syncwarp();\n    load(ring.keys', '    load(ring.keys',
-     check_decode_attention),
+    ('csrc/cuda/decode_attention.cu', '    __syncwarp();\n  };', '  };', check_decode_attention),
     ('csrc/cuda/decode_attention.cu', 'splits - 1;', 'splits - 2;', check_decode_attention),
-    ('csrc/cuda/attention.cuh', 'sum_[row] *= correction', 'sum_[row] += 0 * correction',
-     check_prefill_attention),
+    ('csrc/cuda/decode_attention.cu', 'exp2f(max - top)', '1.0f', check_decode_attention),
     ('csrc/cuda/prefill_attention.cu', '    __syncthreads();\n    load(', '    load(',
      check_prefill_attention),
     ('csrc/cuda/prefill_attention.cu', 'row + 8, first', 'row, first', check_prefill_attention),
 ], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier', 'decode wait',
-        'decode barrier', 'last split', 'softmax', 'prefill barrier', 'prefill mask'])
+        'decode barrier', 'last split', 'merge', 'prefill barrier', 'prefill mask'])
 def test_a_planted_fault_is_found(buildable, emulator, tmp_path, path, right, wrong, check):
     assert not fails(check, emulator)
     for folder in ('csrc', 'test/cuda'):
