@@ -151,12 +151,13 @@ void bind_w4(py::module_& module) {
 void bind_attention(py::module_& module) {
   module.def(
       "rope_append",
-      [](const KvCache& cache, const Rotary& rotary, Address qkv, Address q, int64_t tokens,
-         int64_t heads, int dtype, Address stream) {
-        rope_append(pointer(qkv), pointer(q), cache, rotary, tokens, heads, dtype_of(dtype),
-                    pointer(stream));
+      [](const KvCache& cache, const Rotary& rotary, Address qkv, bool permuted, Address q,
+         int64_t tokens, int64_t heads, int dtype, Address stream) {
+        rope_append(pointer(qkv), permuted, pointer(q), cache, rotary, tokens, heads,
+                    dtype_of(dtype), pointer(stream));
       },
-      py::arg("cache"), py::arg("rotary"), py::kw_only(), py::arg("qkv"), py::arg("q"),
+      py::arg("cache"), py::arg("rotary"), py::kw_only(), py::arg("qkv"),
+      py::arg("permuted") = false, py::arg("q"),
       py::arg("tokens"), py::arg("heads"), py::arg("dtype"), py::arg("stream"));
   module.def("decode_attention_workspace", &decode_attention_workspace, py::kw_only(),
              py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("max_seq_len"));
@@ -212,6 +213,13 @@ void bind_ends(py::module_& module) {
       py::kw_only(), py::arg("logits"), py::arg("best"), py::arg("params"), py::arg("seen"),
       py::arg("state"), py::arg("ring"), py::arg("ring_size"), py::arg("vocab"),
       py::arg("stream"));
+  module.def(
+      "wait_for_token",
+      [](Address ring, int ring_size, int64_t step, Address stream) {
+        return wait_for_token(pointer<uint64_t>(ring), ring_size, step, pointer(stream));
+      },
+      py::kw_only(), py::arg("ring"), py::arg("ring_size"), py::arg("step"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -15,9 +15,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from tiny_models import SPECIAL_TOKENS
+from tinychat_ros.engine.sampler import Sampler, SamplingParams
 import torch
 from torch import Tensor
 
@@ -64,9 +65,15 @@ class FakeRunner:
         self.prefilled.append(len(token_ids))
         return len(token_ids), self._append(token_ids, slot, start)
 
-    def decode(self, token_id: int, slot: int, position: int) -> Tensor:
-        """Write one token."""
-        return self._append([token_id], slot, position)
+    def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
+               context: Sequence[int]) -> Iterator[int]:
+        """Write each token as the next one is asked for."""
+        sampler = Sampler(sampling, context)
+        while True:
+            token = sampler.sample(last)
+            yield token
+            last = self._append([token], slot, position)
+            position += 1
 
     def _append(self, token_ids: Sequence[int], slot: int, start: int) -> Tensor:
         tokens = self.slots.setdefault(slot, [])

@@ -29,7 +29,7 @@ LAYERS = (
     {'models'},
     {'checkpoint'},
     {'engine', 'quantization'},
-    {'__init__', 'doctor'},
+    {'__init__', 'bench', 'doctor'},
     {'commands'},
     {'benchmarks', 'cli', 'demo_model', 'nodes'},
     {'examples'},

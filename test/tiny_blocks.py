@@ -41,8 +41,8 @@ class _Tensors:
         assert list(self._tensors[name].shape) == list(shape)
         return self._tensors[name].float()
 
-    def linears(self, names: Sequence[str], out_features: Sequence[int],
-                in_features: int) -> tuple[Linear, ...]:
+    def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
+                order: Any = None) -> tuple[Linear, ...]:
         return tuple(Linear(self._tensors[f'{name}.weight'].float(), self._bias(name))
                      for name in names)
 

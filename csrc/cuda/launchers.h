@@ -156,6 +156,7 @@ void w4_repack(const uint8_t* qweight,  // [rows of it, k / 2], the lower nibble
 // What follows a QKV product that did not do it itself: rotates queries and keys, and appends keys
 // and values to a cache of either kind. In int8 each head's row has a scale of its own.
 void rope_append(const void* qkv,        // [tokens, heads + 2 kv_heads, head_dim]
+                 bool permuted,          // whether its heads are in the order of QkvOutput's tiles
                  void* q,                // [tokens, heads, head_dim]
                  const KvCache& cache,   //
                  const Rotary& rotary,   //
@@ -178,7 +179,7 @@ void decode_attention(const void* q,         // [heads, head_dim]
                       DType dtype,           //
                       void* stream);
 
-// The causal attention of tokens that follow one another, over the cache up to their own positions.
+// The causal attention of tokens that follow one another, each over the cache up to its own place.
 void prefill_attention(const void* q,         // [tokens, heads, head_dim]
                        const KvCache& cache,  //
                        void* out,             // [tokens, heads, head_dim]
@@ -235,5 +236,12 @@ void sample(const float* logits,          // [vocab]
             int ring_size,                //
             int64_t vocab,                //
             void* stream);
+
+// Waits until sample() has put the token of a step, counted from 0, into the ring, and returns it.
+// Throws where the stream has failed, or has ended without it.
+int32_t wait_for_token(const uint64_t* ring,  // [ring_size]
+                       int ring_size,         //
+                       int64_t step,          //
+                       void* stream);
 
 }  // namespace tinychat

@@ -20,14 +20,6 @@ namespace tinychat {
 [[noreturn]] static void missing(const char* name) { throw std::runtime_error(name); }
 
 void layer_norm(const void*, const void*, const void*, void*, int64_t, int64_t, float, DType, void*) { missing("layer_norm"); }
-void w4_gemv(const W4Input&, const LinearOutput&) { missing("w4_gemv"); }
-void w4_gemv(const W4Input&, const GateUpOutput&) { missing("w4_gemv"); }
-void w4_gemv(const W4Input&, const QkvOutput&) { missing("w4_gemv"); }
-void w4_gemv(const W4Input&, const LogitsOutput&) { missing("w4_gemv"); }
-void w4_gemm(const W4Input&, const LinearOutput&) { missing("w4_gemm"); }
-void w4_gemm(const W4Input&, const GateUpOutput&) { missing("w4_gemm"); }
-void w4_gemm(const W4Input&, const QkvOutput&) { missing("w4_gemm"); }
-void w4_repack(const uint8_t*, const void*, const uint8_t*, const int32_t*, void*, int64_t, int64_t, int64_t, void*) { missing("w4_repack"); }
 void embedding(const int32_t*, const void*, void*, int64_t, int64_t, int64_t, DType, void*) { missing("embedding"); }
 void lm_head(const void*, const void*, float, const void*, const float*, const LogitsOutput&, int64_t, int64_t, DType, void*) { missing("lm_head"); }
 void sample(const float*, const Candidate*, const SamplingState*, uint8_t*, StepState*, uint64_t*, int, int64_t, void*) { missing("sample"); }

@@ -49,6 +49,19 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global) {
 #endif
 }
 
+// As cp_async_16, but of what other blocks read too, and zeros instead where nothing is there.
+__device__ __forceinline__ void cp_async_16_or_zeros(void* shared, const void* global,
+                                                     bool there) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(there ? 16 : 0)
+               : "memory");
+#else
+  alignas(16) static const unsigned char zeros[16] = {};
+  emu::copy_later(shared, there ? global : zeros);
+#endif
+}
+
 // Closes the group of the copies that this thread began since the last one.
 __device__ __forceinline__ void cp_async_commit() {
 #if defined(__CUDACC__)
@@ -88,6 +101,18 @@ __device__ __forceinline__ void prefetch_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 #else
   (void)global;
+#endif
+}
+
+// x & mask | bits as one instruction, which the compiler makes two of where both are constants.
+template <uint32_t kMask>
+__device__ __forceinline__ uint32_t and_or(uint32_t x, uint32_t bits) {
+#if defined(__CUDACC__)
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "n"(kMask), "r"(bits));
+  return y;
+#else
+  return (x & kMask) | bits;
 #endif
 }
 

@@ -25,6 +25,7 @@ static_assert(kMaxHeadDim == 2 * kSize * kWarp, "a warp's lanes hold a row");
 
 struct RopeAppend {
   const void* qkv;
+  bool permuted;
   void* q;
   KvCache cache;
   Rotary rotary;
@@ -147,18 +148,20 @@ __global__ void __launch_bounds__(kThreads) rope_append_kernel(RopeAppend rope) 
 
   const Lane lane = lane_of(head_dim);
   Values x;
+  const bool rotated = head < rope.heads + kv_heads;
   if (lane.needed) {
-    const T* row = static_cast<const T*>(rope.qkv) + item * head_dim + lane.first;
+    // In the tiles of QkvOutput 8 dimensions of the first half alternate with 8 of the second.
+    const bool tiled = rope.permuted && rotated;
+    const int first = tiled ? lane.first / 8 * 16 + lane.first % 8 : lane.first;
+    const T* row = static_cast<const T*>(rope.qkv) + item * head_dim + first;
     load(row, x.low);
-    load(row + lane.half, x.high);
+    load(row + (tiled ? 8 : lane.half), x.high);
     const int64_t angle = int64_t{position} * lane.half + lane.first;
-    if (head < rope.heads + kv_heads) {
-      rotate<T>(x, rope.rotary.cos + angle, rope.rotary.sin + angle);
-    }
+    if (rotated) rotate<T>(x, rope.rotary.cos + angle, rope.rotary.sin + angle);
   }
   if (head < rope.heads) {
     store(static_cast<T*>(rope.q) + (int64_t{token} * rope.heads + head) * head_dim, lane, x);
-  } else if (head < rope.heads + kv_heads) {
+  } else if (rotated) {
     const int kv_head = head - rope.heads;
     append(kv_rows<Kv>(cache, cache.k, cache.k_scale, kv_head), position, lane, x);
   } else {
@@ -177,10 +180,10 @@ void run(const RopeAppend& rope, void* stream) {
 
 }  // namespace
 
-void rope_append(const void* qkv, void* q, const KvCache& cache, const Rotary& rotary,
-                 int64_t tokens, int64_t heads, DType dtype, void* stream) {
+void rope_append(const void* qkv, bool permuted, void* q, const KvCache& cache,
+                 const Rotary& rotary, int64_t tokens, int64_t heads, DType dtype, void* stream) {
   check_head_dim("rope_append", cache.head_dim);
-  const RopeAppend rope = {qkv, q, cache, rotary, static_cast<int>(tokens),
+  const RopeAppend rope = {qkv, permuted, q, cache, rotary, static_cast<int>(tokens),
                            static_cast<int>(heads)};
   with_cache_types(cache, dtype, [&](auto t, auto kv) {
     run<decltype(t), decltype(kv)>(rope, stream);

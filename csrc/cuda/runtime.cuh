@@ -28,6 +28,9 @@
   extern __shared__ __align__(128) unsigned char tinychat_shared[]; \
   type* name = reinterpret_cast<type*>(tinychat_shared)
 
+// In front of a loop whose index picks registers.
+#define TINYCHAT_UNROLL _Pragma("unroll")
+
 namespace tinychat {
 
 // More than this has to be asked for.
@@ -41,6 +44,14 @@ void allow_shared_bytes(const char* name, Kernel* kernel, size_t bytes) {
              name);
 }
 
+// Whether all that a stream was given has ended. Throws what it failed with.
+inline bool stream_ended(void* stream) {
+  const cudaError_t status = cudaStreamQuery(static_cast<cudaStream_t>(stream));
+  if (status == cudaErrorNotReady) return false;
+  check_cuda(status, "stream");
+  return true;
+}
+
 // What the current device has of something.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device, value;
@@ -51,14 +62,19 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
+// What a block can have.
+inline int max_shared_bytes() {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
 // How many blocks of a kernel the device runs at a time.
 template <typename... Parameters>
 int resident_blocks(const char* name, void (*kernel)(Parameters...), int threads,
                     size_t shared_bytes) {
   allow_shared_bytes(name, kernel, shared_bytes);
   int blocks;
-  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-             name);
+  check_cuda(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), name);
   return blocks * multiprocessors();
 }
 

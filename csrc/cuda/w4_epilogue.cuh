@@ -86,8 +86,8 @@ struct QkvEpilogue {
     T* to = head < heads ? q + (token * heads + head) * head_dim
                          : row(cache.k, head - heads, position);
     const int at = 8 * j + g;
-    const float cos = rotary.cos[position * (head_dim / 2) + at];
-    const float sin = rotary.sin[position * (head_dim / 2) + at];
+    const float cos = __ldg(&rotary.cos[position * (head_dim / 2) + at]);
+    const float sin = __ldg(&rotary.sin[position * (head_dim / 2) + at]);
     to[at] = T(low * cos - high * sin);
     to[at + head_dim / 2] = T(high * cos + low * sin);
   }

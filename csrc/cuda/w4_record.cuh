@@ -24,14 +24,15 @@
 //   row     g + 8 (i % 2)
 //   column  32 (s / 2) + 8 t + 4 (s % 2) + 2 (i % 4 / 2) + i / 4   of its 64
 // so that the activations that go with words 2h and 2h + 1 are 8 in a row, 16 bytes, and pair j of
-// the word, nibbles j and j + 4, is register j of the operand. Rows and columns that pad a weight
-// have the scale 0. A group larger than 128 repeats its scales in each record.
-// tinychat_ros/kernels/packing.py holds the twin.
+// the word, nibbles j and j + 4, is register j of the operand. Rows that pad a weight and groups
+// behind its columns are zeros; columns that pad a group have the code 0, and its scale. A group
+// larger than 128 repeats its scales in each record. tinychat_ros/kernels/packing.py holds a twin.
 
 #pragma once
 
 #include <cstring>
 
+#include "cuda/prim.cuh"
 #include "cuda/runtime.cuh"
 
 namespace tinychat {
@@ -41,16 +42,18 @@ constexpr int kRecordColumns = 128;
 constexpr int kRecordHalves = kRecordColumns / 32;  // Of 32 columns, the smallest group.
 constexpr int kRecordWeightBytes = kRecordRows * kRecordColumns / 2;
 
-constexpr int record_groups(int group_size) { return kRecordColumns / group_size; }
+__host__ __device__ constexpr int record_groups(int group_size) {
+  return kRecordColumns / group_size;
+}
 
-constexpr int record_bytes(int group_size) {
+__host__ __device__ constexpr int record_bytes(int group_size) {
   const int groups = record_groups(group_size);
   return kRecordWeightBytes + 32 * groups + (groups == 1 ? 16 : 8 * groups);
 }
 
-constexpr int record_scales_at() { return kRecordWeightBytes; }
+__host__ __device__ constexpr int record_scales_at() { return kRecordWeightBytes; }
 
-constexpr int record_zeros_at(int group_size) {
+__host__ __device__ constexpr int record_zeros_at(int group_size) {
   return kRecordWeightBytes + 32 * record_groups(group_size);
 }
 
@@ -59,34 +62,44 @@ constexpr int record_zeros_at(int group_size) {
 template <typename T>
 class Dequantizer;
 
+template <typename Pair>
+__device__ __forceinline__ Pair pair_of(uint32_t bits) {
+  Pair pair;
+  memcpy(&pair, &bits, sizeof(pair));
+  return pair;
+}
+
+template <typename Pair>
+__device__ __forceinline__ uint32_t bits_of(Pair pair) {
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
+
 template <>
 class Dequantizer<half> {
  public:
   __device__ Dequantizer(unsigned zero_low, unsigned zero_high)
-      : offset_low_(__half2half2(__float2half(1024.0f + zero_low))),
-        offset_high_(__half2half2(__float2half(-64.0f - zero_high))) {}
+      : offset_low_(pair_of<half2>((kExponent10 | zero_low) * 0x10001)),
+        offset_high_(pair_of<half2>((kMinus64 | zero_high << 4) * 0x10001)) {}
 
   // An fp16 of exponent 2^10 whose mantissa is q is 1024 + q; four bits higher it is 1024 + 16 q.
   __device__ __forceinline__ void operator()(uint32_t word, uint32_t (&a)[4]) const {
     const half2 sixteenth = __half2half2(__float2half(1.0f / 16));
     const uint32_t upper = word >> 8;
-    a[0] = bits(__hsub2(number(word & 0x000f000f), offset_low_));
-    a[1] = bits(__hfma2(number(word & 0x00f000f0), sixteenth, offset_high_));
-    a[2] = bits(__hsub2(number(upper & 0x000f000f), offset_low_));
-    a[3] = bits(__hfma2(number(upper & 0x00f000f0), sixteenth, offset_high_));
+    a[0] = bits_of(__hsub2(number<0x000f000f>(word), offset_low_));
+    a[1] = bits_of(__hfma2(number<0x00f000f0>(word), sixteenth, offset_high_));
+    a[2] = bits_of(__hsub2(number<0x000f000f>(upper), offset_low_));
+    a[3] = bits_of(__hfma2(number<0x00f000f0>(upper), sixteenth, offset_high_));
   }
 
  private:
-  static __device__ __forceinline__ half2 number(uint32_t nibbles) {
-    const uint32_t pair = nibbles | 0x64006400;
-    half2 value;
-    memcpy(&value, &pair, sizeof(value));
-    return value;
-  }
-  static __device__ __forceinline__ uint32_t bits(half2 value) {
-    uint32_t pair;
-    memcpy(&pair, &value, sizeof(pair));
-    return pair;
+  static constexpr uint32_t kExponent10 = 0x6400;
+  static constexpr uint32_t kMinus64 = 0xd400;  // 16 times its last place is 1.
+
+  template <uint32_t kMask>
+  static __device__ __forceinline__ half2 number(uint32_t word) {
+    return pair_of<half2>(and_or<kMask>(word, kExponent10 * 0x10001));
   }
 
   half2 offset_low_;
@@ -97,23 +110,19 @@ template <>
 class Dequantizer<__nv_bfloat16> {
  public:
   __device__ Dequantizer(unsigned zero_low, unsigned zero_high)
-      : offset_{bias(zero_low), bias(zero_high)} {}
+      : offset_{pair_of<__nv_bfloat162>((kExponent7 | zero_low) * 0x10001),
+                pair_of<__nv_bfloat162>((kExponent7 | zero_high) * 0x10001)} {}
 
   // A bf16 of exponent 2^7 whose mantissa is q is 128 + q.
   __device__ __forceinline__ void operator()(uint32_t word, uint32_t (&a)[4]) const {
     for (int j = 0; j < 4; ++j) {
-      const uint32_t pair = (word >> 4 * j & 0x000f000f) | 0x43004300;
-      __nv_bfloat162 value;
-      memcpy(&value, &pair, sizeof(value));
-      value = __hsub2(value, offset_[j % 2]);
-      memcpy(&a[j], &value, sizeof(value));
+      const uint32_t number = and_or<0x000f000f>(word >> 4 * j, kExponent7 * 0x10001);
+      a[j] = bits_of(__hsub2(pair_of<__nv_bfloat162>(number), offset_[j % 2]));
     }
   }
 
  private:
-  static __device__ __forceinline__ __nv_bfloat162 bias(unsigned zero) {
-    return __bfloat162bfloat162(__float2bfloat16(128.0f + zero));
-  }
+  static constexpr uint32_t kExponent7 = 0x4300;
 
   __nv_bfloat162 offset_[2];
 };

@@ -100,7 +100,6 @@ namespace {
 
 constexpr size_t kMaxThreads = 1024;
 constexpr size_t kStackBytes = 256 << 10;
-constexpr size_t kMaxSharedBytes = 163 << 10;  // What a block can have on an Orin.
 constexpr size_t kGuardBytes = 256;
 constexpr int kGuard = 0xa5;
 

@@ -39,6 +39,7 @@
 #define __shared__ thread_local
 #define TINYCHAT_DYNAMIC_SHARED(type, name) \
   type* name = static_cast<type*>(tinychat::emu::shared())
+#define TINYCHAT_UNROLL
 
 struct uint3 {
   unsigned x, y, z;
@@ -80,6 +81,7 @@ void wait_for_copies(size_t groups_left);
 void check_aligned(const void* address, size_t alignment);
 
 constexpr size_t kSlotBytes = 32;
+constexpr int kMaxSharedBytes = 163 << 10;  // What a block can have on an Orin.
 
 // Gives each lane of the warp the values of all lanes.
 template <typename T>
@@ -154,8 +156,12 @@ void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid
   launch(name, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
+inline bool stream_ended(void* /* stream */) { return true; }
+
 // A small device, so that blocks have to take more than one piece of work.
 inline int multiprocessors() { return 3; }
+
+inline int max_shared_bytes() { return emu::kMaxSharedBytes; }
 
 template <typename... Parameters>
 int resident_blocks(const char* /* name */, void (*)(Parameters...), int /* threads */,

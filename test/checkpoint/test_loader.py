@@ -14,6 +14,7 @@
 """From a checkpoint to a model: quantized, plain and mixed layers, and the memory they take."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 from stored_weights import store_linears
@@ -223,10 +224,19 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs(tmp_path):
     cache = 2 * 2 * 2 * 16 * 4 * 3 * 50
     write_model(tmp_path, config, tensors)
     with CheckpointReader(tmp_path) as reader:
-        loader.check_memory(reader, torch.float32, 3, 50, weights + cache)
+        loader.check_memory(reader, torch.float32, torch.float32, 3, 50, weights + cache)
         with pytest.raises(OutOfMemoryError, match='3 slots of 50 positions'):
-            loader.check_memory(reader, torch.float32, 3, 50, weights + cache - 1)
+            loader.check_memory(reader, torch.float32, torch.float32, 3, 50, weights + cache - 1)
 
 
 def test_free_memory_is_more_than_nothing():
     assert 2**20 < loader.available_memory(torch.device('cpu')) < 2**50
+
+
+@pytest.mark.parametrize('integrated', [False, True], ids=['card', 'Jetson'])
+def test_a_gpu_that_shares_the_memory_has_what_the_cpu_has(monkeypatch, integrated):
+    gpu = torch.device('cuda')
+    monkeypatch.setattr(torch.cuda, 'get_device_properties',
+                        lambda device: SimpleNamespace(is_integrated=integrated))
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (123, 456))
+    assert (loader.available_memory(gpu) == 123) != integrated

@@ -132,4 +132,4 @@ def assert_close(out: Tensor, expected: Tensor) -> None:
 
 
 def _dequantized(values: Tensor, scales: Optional[Tensor]) -> Tensor:
-    return values.float() if scales is None else values.float() * scales.float()[..., None]
+    return values.float() if scales is None else reference.dequantize_kv(values, scales)

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cuda/launchers.h"
+#include "cuda/w4_record.cuh"
 #include "primitives.h"
 
 namespace tinychat {
@@ -58,7 +59,7 @@ void run_attention(int64_t head_dim, bool int8, DType dtype) {
   std::vector<float> cos(kLength * head_dim / 2), sin(cos);
   std::vector<char> workspace(decode_attention_workspace(kHeads, kKvHeads, head_dim, kLength));
   arrays.state = {0, kLength - kTokens + 1, 0, 0};
-  rope_append(qkv.data(), q.data(), cache, {cos.data(), sin.data()}, kTokens, kHeads, dtype,
+  rope_append(qkv.data(), false, q.data(), cache, {cos.data(), sin.data()}, kTokens, kHeads, dtype,
               nullptr);
   prefill_attention(q.data(), cache, out.data(), kTokens, kHeads, 1.0f, dtype, nullptr);
   q.resize(row), out.resize(row);
@@ -78,6 +79,70 @@ void run_primitives() {
   }
 }
 
+std::vector<char> w4_records(int64_t n, int64_t k, int group) {
+  const int64_t chunks = 64 + 128 / group * 2 + (group == 32 ? 2 : 1);
+  return std::vector<char>(ceil_div(n, 16) * ceil_div(k, 128) * chunks * 16);
+}
+
+void run_w4_gemv(int64_t m, int64_t n, int64_t k, int group, DType dtype) {
+  const std::vector<char> x(m * k * 2), bias(n * 2), norm(k * 2);
+  const std::vector<char> records = w4_records(n, k, group);
+  const W4Input input = {x.data(), records.data(), bias.data(), norm.data(), 1e-5f, m, n, k, group,
+                         records.data(), static_cast<int64_t>(records.size()), dtype, nullptr};
+  std::vector<char> y(m * n * 2), gate_up(m * n / 2 * 2), q(m * n / 2 * 2);
+  w4_gemv(input, LinearOutput{y.data(), y.data()});
+  w4_gemv(input, GateUpOutput{gate_up.data()});
+  std::vector<float> logits(n), angles(2 * m * 8);
+  std::vector<Candidate> best(ceil_div(n, 16));
+  W4Input one = input;
+  one.m = 1;
+  w4_gemv(one, LogitsOutput{logits.data(), best.data()});
+  if (n % 64 != 0) return;
+  const StepState state = {1, m};
+  std::vector<char> keys(2 * (n / 64) * 2 * m * 16 * 2), values(keys);
+  const KvCache cache = {keys.data(), values.data(), nullptr, nullptr, n / 64, 2 * m, 16, &state};
+  w4_gemv(input, QkvOutput{q.data(), cache, {angles.data(), angles.data()}, n / 32});
+}
+
+void run_w4_repack(int64_t n, int64_t k, int64_t source_group) {
+  const std::vector<uint8_t> qweight(n * k / 2), zeros(n * (k / source_group));
+  const std::vector<uint16_t> scales(zeros.size());
+  std::vector<int32_t> rows(ceil_div(n, 16) * 16, -1);
+  for (int64_t row = 0; row < n; ++row) rows[row] = static_cast<int32_t>(row);
+  std::vector<char> records = w4_records(n, k, source_group < 128 ? source_group : 128);
+  w4_repack(qweight.data(), scales.data(), zeros.data(), rows.data(), records.data(),
+            ceil_div(n, 16), k, source_group, nullptr);
+}
+
+void run_w4() {
+  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    run_w4_gemv(1, 8, 32, 32, dtype);
+    run_w4_gemv(3, 40, 200, 128, dtype);
+    run_w4_gemv(8, 64, 1152, 64, dtype);
+    run_w4_gemv(1, 128, 136, 32, dtype);
+  }
+  run_w4_repack(8, 32, 32);
+  run_w4_repack(40, 192, 64);
+  run_w4_repack(24, 200, 200);
+}
+
+// One head of 16 for each of q, k and v that n has room for.
+void run_w4_gemm(int64_t m, int64_t n, int64_t k, int group_size, DType dtype) {
+  std::vector<char> x(m * k * 2), bias(n * 2), y(m * n * 2), half_y(m * n);
+  std::vector<char> records(ceil_div(n, kRecordRows) * ceil_div(k, kRecordColumns) *
+                            record_bytes(group_size));
+  const W4Input input = {x.data(), records.data(), bias.data(), nullptr, 0.0f, m, n, k, group_size,
+                         nullptr, 0, dtype, nullptr};
+  w4_gemm(input, LinearOutput{y.data(), y.data()});
+  w4_gemm(input, GateUpOutput{half_y.data()});
+  const int64_t heads = n / 48;
+  std::vector<char> q(m * heads * 32), keys(m * heads * 32), values(m * heads * 32);
+  std::vector<float> angles(m * 8);
+  StepState state = {};
+  const KvCache cache = {keys.data(), values.data(), nullptr, nullptr, heads, m, 16, &state};
+  w4_gemm(input, QkvOutput{q.data(), cache, {angles.data(), angles.data()}, heads});
+}
+
 }  // namespace
 }  // namespace tinychat
 
@@ -94,5 +159,11 @@ int main(int argc, char**) {
     }
   }
   tinychat::run_primitives();
+  tinychat::run_w4();
+  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    tinychat::run_w4_gemm(1, 48, 40, 32, dtype);
+    tinychat::run_w4_gemm(33, 48, 200, 128, dtype);
+    tinychat::run_w4_gemm(130, 144, 96, 32, dtype);
+  }
   std::puts("clean");
 }

@@ -22,6 +22,10 @@ import pytest
 import rms_norm_cases
 from test_primitives import check_matmul, check_ring_copy
 import torch
+import w4_cases
+import w4_gemm_cases
+
+FP16 = torch.float16
 
 
 def fails(check, emulator) -> bool:
@@ -29,55 +33,80 @@ def fails(check, emulator) -> bool:
     for seed in range(5):
         emulator.set_seed(seed)
         try:
-            check(emulator)
+            check(Backend(emulator, torch.device('cpu')))
         except (AssertionError, RuntimeError):
             return True
     return False
 
 
-def check_rms_norm(emulator) -> None:
-    rms_norm_cases.check(Backend(emulator, torch.device('cpu')), 4096, 3, torch.float16, residual=False)
+def check_rms_norm(kernels) -> None:
+    rms_norm_cases.check(kernels, 4096, 3, FP16, residual=False)
 
 
-def check_product(emulator) -> None:
-    check_matmul(emulator, torch.float16)
+def check_product(kernels) -> None:
+    check_matmul(kernels.module, FP16)
 
 
-def check_copy(emulator) -> None:
-    check_ring_copy(emulator, 8)
+def check_copy(kernels) -> None:
+    check_ring_copy(kernels.module, 8)
 
 
-def check_decode_attention(emulator) -> None:
-    backend = Backend(emulator, torch.device('cpu'))
-    cache = filled_cache(backend, 1, 701, 16, torch.float16, True, 700)
-    check_decode(backend, cache, 2, 700, torch.float16)
+def check_w4_gemv(kernels) -> None:
+    """Use more records than a ring holds, and fewer than warps."""
+    for n, k in ((96, 4096), (144, 640)):
+        w4_cases.check_linear(kernels, 2, n, k, 32, FP16, gemv=True)
 
 
-def check_prefill_attention(emulator) -> None:
-    backend = Backend(emulator, torch.device('cpu'))
-    cache = filled_cache(backend, 1, 201, 16, torch.float16, True, 200)
-    check_prefill(backend, cache, 1, 130, 70, torch.float16)
+def check_w4_gemm(kernels) -> None:
+    w4_gemm_cases.check_linear(kernels, 33, 24, 456, 0, FP16)
 
 
-@pytest.mark.parametrize('path, right, wrong, check', [
-    ('csrc/cuda/rms_norm.cu', '  __syncthreads();\n', '', check_rms_norm),
-    ('csrc/cuda/rms_norm.cu', 'partial[lane] :', 'partial[0] :', check_rms_norm),
-    ('csrc/cuda/rms_norm.cu', 'distance = kWarp / 2', 'distance = kWarp / 4', check_rms_norm),
-    ('test/cuda/primitives.cu', 'lane % 16 * 2 + lane / 16', 'lane', check_product),
-    ('test/cuda/primitives.cu', 'cp_async_wait<kStages - 2>', 'cp_async_wait<kStages - 1>',
-     check_copy),
-    ('test/cuda/primitives.cu', '    __syncthreads();\n    begin_step', '    begin_step',
-     check_copy),
-    ('csrc/cuda/decode_attention.cu', '2 * kStages - 1', '2 * kStages', check_decode_attention),
-    ('csrc/cuda/decode_attention.cu', '    __syncwarp();\n  };', '  };', check_decode_attention),
-    ('csrc/cuda/decode_attention.cu', 'splits - 1;', 'splits - 2;', check_decode_attention),
-    ('csrc/cuda/decode_attention.cu', 'exp2f(max - top)', '1.0f', check_decode_attention),
-    ('csrc/cuda/prefill_attention.cu', '    __syncthreads();\n    load(', '    load(',
-     check_prefill_attention),
-    ('csrc/cuda/prefill_attention.cu', 'row + 8, first', 'row, first', check_prefill_attention),
-], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier', 'decode wait',
-        'decode barrier', 'last split', 'merge', 'prefill barrier', 'prefill mask'])
-def test_a_planted_fault_is_found(buildable, emulator, tmp_path, path, right, wrong, check):
+def check_decode_attention(kernels) -> None:
+    cache = filled_cache(kernels, 1, 701, 16, FP16, True, 700)
+    check_decode(kernels, cache, 2, 700, FP16)
+
+
+def check_prefill_attention(kernels) -> None:
+    cache = filled_cache(kernels, 1, 201, 16, FP16, True, 200)
+    check_prefill(kernels, cache, 1, 130, 70, FP16)
+
+
+# file, check, what is planted: (right, wrong)
+FAULTS = (
+    ('csrc/cuda/rms_norm.cu', check_rms_norm, {
+        'barrier': ('  __syncthreads();\n', ''),
+        'sum': ('partial[lane] :', 'partial[0] :'),
+        'shuffle': ('distance = kWarp / 2', 'distance = kWarp / 4')}),
+    ('test/cuda/primitives.cu', check_product, {
+        'index': ('lane % 16 * 2 + lane / 16', 'lane')}),
+    ('test/cuda/primitives.cu', check_copy, {
+        'wait': ('cp_async_wait<kStages - 2>', 'cp_async_wait<kStages - 1>'),
+        'barrier': ('    __syncthreads();\n    begin_step', '    begin_step')}),
+    ('csrc/cuda/w4_gemv.cu', check_w4_gemv, {
+        'wait': ('cp_async_wait<kStages - 2>', 'cp_async_wait<kStages - 1>'),
+        'record barrier': ('    __syncwarp();\n', ''),
+        'tile barrier': ('  __syncthreads();\n  const int finisher', '  const int finisher'),
+        'tile buffer': ('turn ^= 1', 'turn ^= 0')}),
+    ('csrc/cuda/w4_gemm.cu', check_w4_gemm, {
+        'barrier': ('    __syncthreads();\n    const int next', '    const int next'),
+        'wait': ('cp_async_wait<S::kStages - 2>', 'cp_async_wait<S::kStages - 1>'),
+        'warp barrier': ('  __syncwarp();\n', ''),
+        'padding': ('column < product.k ?', 'true ?')}),
+    ('csrc/cuda/decode_attention.cu', check_decode_attention, {
+        'wait': ('2 * kStages - 1', '2 * kStages'),
+        'barrier': ('    __syncwarp();\n  };', '  };'),
+        'last split': ('splits - 1;', 'splits - 2;'),
+        'merge': ('exp2f(max - top)', '1.0f')}),
+    ('csrc/cuda/prefill_attention.cu', check_prefill_attention, {
+        'barrier': ('    __syncthreads();\n    load(', '    load('),
+        'mask': ('row + 8, first', 'row, first')}),
+)
+
+
+@pytest.mark.parametrize('path, check, right, wrong', [
+    pytest.param(path, check, *change, id=f'{path.split("/")[-1]} {name}')
+    for path, check, changes in FAULTS for name, change in changes.items()])
+def test_a_planted_fault_is_found(buildable, emulator, tmp_path, path, check, right, wrong):
     assert not fails(check, emulator)
     for folder in ('csrc', 'test/cuda'):
         shutil.copytree(emulator_build.ROOT / folder, tmp_path / folder)

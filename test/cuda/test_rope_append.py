@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from tinychat_ros.kernels import reference
+from tinychat_ros.kernels.packing import rotary_order
 
 FP16 = torch.float16
 BF16 = torch.bfloat16
@@ -28,7 +29,7 @@ TYPES = pytest.mark.parametrize('dtype, int8', [(FP16, False), (BF16, False), (F
                                 ids=['fp16', 'bf16', 'fp16-int8', 'bf16-int8'])
 
 
-def rope_append(kernels, qkv, cache, heads, start):
+def rope_append(kernels, qkv, cache, heads, start, permuted=False):
     """Return q and the tables' rows at the tokens' positions."""
     tokens, _, head_dim = qkv.shape
     angles = torch.rand(MAX_SEQ_LEN, head_dim // 2) * 6
@@ -38,16 +39,25 @@ def rope_append(kernels, qkv, cache, heads, start):
     kernels.module.rope_append(
         cache.launcher_argument(kernels, state),
         kernels.module.Rotary(cos=address(cos), sin=address(sin)), qkv=address(qkv),
-        q=address(q), tokens=tokens, heads=heads, dtype=dtype_index(qkv.dtype),
+        permuted=permuted, q=address(q), tokens=tokens, heads=heads, dtype=dtype_index(qkv.dtype),
         stream=kernels.stream)
     return q, cos[start:start + tokens], sin[start:start + tokens]
 
 
-def check(kernels, head_dim, dtype, int8, tokens=3, heads=4, kv_heads=2, start=5, scale=1.0):
+def in_tiles(qkv, kv_heads):
+    """Return [T, heads, D] with the dimensions of queries and keys as a W4 product has them."""
+    tokens, heads, head_dim = qkv.shape
+    rows = rotary_order(heads - kv_heads, kv_heads, head_dim).rows.long().to(qkv.device)
+    return qkv.flatten(1)[:, rows].view(tokens, heads, head_dim)
+
+
+def check(kernels, head_dim, dtype, int8, tokens=3, heads=4, kv_heads=2, start=5, scale=1.0,
+          permuted=False):
     qkv = kernels.put((torch.randn(tokens, heads + 2 * kv_heads, head_dim) * scale).to(dtype))
     cache = empty_cache(kernels, kv_heads, MAX_SEQ_LEN, head_dim, dtype, int8)
     expected = empty_cache(kernels, kv_heads, MAX_SEQ_LEN, head_dim, dtype, int8)
-    q, cos, sin = rope_append(kernels, qkv, cache, heads, start)
+    given = in_tiles(qkv, kv_heads) if permuted else qkv
+    q, cos, sin = rope_append(kernels, given, cache, heads, start, permuted)
     fitting = min(tokens, MAX_SEQ_LEN - start)
     rotated = reference.rotate(qkv[:fitting, :heads + kv_heads], cos, sin)
     k, v = rotated[:, heads:], qkv[:fitting, heads + kv_heads:]
@@ -67,6 +77,12 @@ def check(kernels, head_dim, dtype, int8, tokens=3, heads=4, kv_heads=2, start=5
 @pytest.mark.parametrize('head_dim', [8, 16, 24, 64, 80, 96, 128, 256])
 def test_it_agrees_with_the_reference(kernels, head_dim, dtype, int8):
     check(kernels, head_dim, dtype, int8)
+
+
+@pytest.mark.parametrize('head_dim', [16, 80, 128])
+@pytest.mark.parametrize('int8', [False, True], ids=['fp16', 'int8'])
+def test_heads_in_the_order_of_tiles_are_put_in_their_own(kernels, head_dim, int8):
+    check(kernels, head_dim, FP16, int8, permuted=True)
 
 
 @pytest.mark.parametrize('heads, kv_heads', [(1, 1), (7, 1), (3, 3)])

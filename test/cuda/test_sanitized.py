@@ -56,7 +56,7 @@ def test_a_row_that_is_longer_than_its_array_is_found(sanitized):
 
 def test_kernels_run_where_the_stack_switch_is_not_written_for_the_processor(buildable):
     emulator = emulator_build.build_module(emulator_build.ROOT, '-DTINYCHAT_EMU_UCONTEXT')
-    check_rms_norm(emulator)
-    check_copy(emulator)
+    check_rms_norm(kernels)
+    check_copy(kernels)
     with pytest.raises(RuntimeError, match='for ever: 63 of 64 threads came'):
         emulator.run_fault('early_return')

@@ -26,7 +26,8 @@ from tinychat_ros.errors import CheckpointError, ConfigError
     ('dtype', 'int4', "one of auto, float32, float16, bfloat16, got 'int4'"),
     ('max_seq_len', -1, '0 or more, got -1'), ('num_slots', 0, '1 or more, got 0'),
     ('memory_budget', -1, '0 or more'), ('num_threads', -1, '0 or more'),
-    ('prefill_chunk', 0, '1 or more')])
+    ('prefill_chunk', 0, '1 or more'),
+    ('kv_cache_dtype', 'int4', "one of auto, int8, got 'int4'")])
 def test_an_option_out_of_its_range_is_refused_by_name(name, value, expected):
     with pytest.raises(ConfigError, match=f'{name}: expected {expected}'):
         EngineConfig(**{name: value})
@@ -46,6 +47,8 @@ def test_with_a_gpu_it_is_taken_and_computes_in_half(monkeypatch):
     assert EngineConfig().torch_dtype() == torch.float16
     assert EngineConfig(device='cpu').torch_dtype() == torch.float32
     assert EngineConfig(dtype='bfloat16').torch_dtype() == torch.bfloat16
+    assert EngineConfig(dtype='bfloat16').torch_kv_dtype() == torch.bfloat16
+    assert EngineConfig(kv_cache_dtype='int8').torch_kv_dtype() == torch.int8
 
 
 @pytest.mark.parametrize('asked, trained, length', [(0, 512, 512), (0, 131072, 2048),

@@ -83,7 +83,7 @@ def test_weights_of_different_kinds_are_not_joined(weights, kinds):
 def test_a_plain_weight_is_left_as_it_is():
     weight = _random(8, 64)
     assert why_reference(weight) is None
-    assert prepare(weight) is weight
+    assert prepare(weight).weight is weight
 
 
 def test_a_weight_that_fits_is_packed_for_the_kernel():
@@ -91,7 +91,7 @@ def test_a_weight_that_fits_is_packed_for_the_kernel():
         pytest.skip(extension.why_absent())
     weight = quantize_rtn(_random(16, 64), 32)
     assert why_reference(weight) is None
-    assert isinstance(prepare(weight), CpuTiles)
+    assert isinstance(prepare(weight).weight, CpuTiles)
 
 
 def test_an_int8_weight_of_any_shape_is_read_by_the_kernel_as_it_is():
@@ -99,7 +99,7 @@ def test_an_int8_weight_of_any_shape_is_read_by_the_kernel_as_it_is():
         pytest.skip(extension.why_absent())
     weight = _int8(5, 33)
     assert why_reference(weight) is None
-    assert prepare(weight) is weight
+    assert prepare(weight).weight is weight
 
 
 def test_an_int8_weight_whose_sums_may_overflow_says_so():
@@ -121,7 +121,7 @@ def test_a_weight_that_does_not_fit_says_why_and_stays(n, k, group, reason):
         pytest.skip(extension.why_absent())
     weight = quantize_rtn(_random(n, k), group)
     assert reason in why_reference(weight)
-    assert prepare(weight) is weight
+    assert prepare(weight).weight is weight
 
 
 def test_without_the_compiled_module_its_absence_is_the_reason(monkeypatch):
@@ -129,4 +129,4 @@ def test_without_the_compiled_module_its_absence_is_the_reason(monkeypatch):
     monkeypatch.setattr(extension, 'why_absent', lambda: 'not built')
     for weight in (quantize_rtn(_random(16, 64), 32), _int8(16, 64)):
         assert why_reference(weight) == 'not built'
-        assert prepare(weight) is weight
+        assert prepare(weight).weight is weight

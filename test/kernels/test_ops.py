@@ -19,7 +19,7 @@ import torch
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension, ops, reference
 from tinychat_ros.kernels.linear import Linear, prepare
-from tinychat_ros.kernels.packing import CpuTiles, Int8Weight
+from tinychat_ros.kernels.packing import CpuTiles, Int8Weight, QuantizedWeight
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 4, 2, 8
@@ -32,6 +32,10 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def _norm() -> ops.Norm:
     return ops.Norm(_random(_HIDDEN, seed=9) + 1, 1e-5)
+
+
+def _prepared(weight: QuantizedWeight) -> CpuTiles:
+    return prepare(weight).weight
 
 
 def _cache(length: int = 16) -> ops.LayerCache:
@@ -47,7 +51,7 @@ def _qkv(kinds: str) -> list[Linear]:
     """Return q, k and v, each plain (p) or quantized (q), with biases."""
     sizes = [h * _HEAD_DIM for h in (_HEADS, _KV_HEADS, _KV_HEADS)]
     weights = [_random(n, _HIDDEN, seed=i) for i, n in enumerate(sizes)]
-    return [Linear(prepare(quantize_rtn(w, 32)) if kind == 'q' else w, _random(len(w), seed=8))
+    return [Linear(_prepared(quantize_rtn(w, 32)) if kind == 'q' else w, _random(len(w), seed=8))
             for kind, w in zip(kinds, weights)]
 
 
@@ -90,10 +94,43 @@ def test_attention_reads_no_further_than_its_length():
     cache.k.copy_(_random(*cache.k.shape, seed=1))
     cache.v.copy_(_random(*cache.v.shape, seed=2))
     cache.k[:, 9:] = cache.v[:, 9:] = float('nan')
-    out = ops.attention(q, cache, 9)
+    out = ops.attention(q, cache, 7)
     assert out.shape == (2, _HEADS * _HEAD_DIM) and torch.isfinite(out).all()
     torch.testing.assert_close(
         out, reference.attention(q, cache.k[:, :9], cache.v[:, :9]).flatten(1))
+
+
+def test_an_int8_cache_holds_each_row_by_its_scale():
+    x, layers, plain = _random(3, _HIDDEN), _qkv('ppp'), _cache()
+    shape = plain.k.shape
+    int8 = ops.LayerCache(*(torch.zeros(shape, dtype=torch.int8) for _ in range(2)),
+                          *(torch.zeros(shape[:2], dtype=torch.float16) for _ in range(2)))
+    q = ops.qkv_rope_append(x, _norm(), layers, _rope(), plain, 2)
+    assert torch.equal(q, ops.qkv_rope_append(x, _norm(), layers, _rope(), int8, 2))
+    for values, codes, scales in ((plain.k, int8.k, int8.k_scale),
+                                  (plain.v, int8.v, int8.v_scale)):
+        error = (reference.dequantize_kv(codes, scales) - values)[:, 2:5].abs()
+        assert (error <= 0.51 * scales[:, 2:5, None]).all() and not codes[:, 5:].any()
+    exact = ops.attention(q, ops.LayerCache(reference.dequantize_kv(int8.k, int8.k_scale),
+                                            reference.dequantize_kv(int8.v, int8.v_scale)), 2)
+    assert torch.equal(ops.attention(q, int8, 2), exact)
+
+
+def test_a_position_that_only_the_device_knows_is_refused_by_the_reference():
+    state = ops.StepState(torch.zeros(4, dtype=torch.int32))
+    with pytest.raises(KernelError, match='position: expected a number'):
+        ops.attention(_random(1, _HEADS, _HEAD_DIM), _cache(), state)
+
+
+def test_candidates_are_the_best_of_each_16_logits_and_the_first_of_equals():
+    head = Linear(_random(40, _HIDDEN))
+    head.weight[20:24] = head.weight[18]
+    x = _random(1, _HIDDEN, seed=3)
+    logits, best = ops.candidates(x, _norm(), head)
+    assert torch.equal(logits, ops.lm_head(x, _norm(), head)[0])
+    for tile, (bits, token) in enumerate(best):
+        part = logits[16 * tile:16 * tile + 16]
+        assert bits.view(torch.float32) == part.max() and token == 16 * tile + part.argmax()
 
 
 def test_norm_gate_up_joined_and_apart_is_the_gated_product():
@@ -124,7 +161,7 @@ def test_embedding_picks_rows():
 
 
 @pytest.mark.parametrize('weight', [_random(8, 64), quantize_rtn(_random(8, 64), 32),
-                                    prepare(quantize_rtn(_random(8, 64), 32)),
+                                    _prepared(quantize_rtn(_random(8, 64), 32)),
                                     Int8Weight(torch.ones(8, 64).to(torch.int8), torch.ones(8))],
                          ids=['plain', 'quantized', 'prepared', 'int8'])
 @pytest.mark.parametrize('shape', [(3, 60), (64,), (1, 3, 64)])
@@ -140,7 +177,7 @@ def test_the_compiled_linear_agrees_with_the_oracle(n, k, group, tokens, dtype):
     if extension.load() is None:
         pytest.skip(extension.why_absent())
     weight, x = quantize_rtn(_random(n, k), group), _random(tokens, k, seed=1).to(dtype)
-    tiles = prepare(weight)
+    tiles = _prepared(weight)
     assert isinstance(tiles, CpuTiles)
     out, exact = ops.linear(x, Linear(tiles)), reference.linear(x.double(), weight)
     assert out.dtype == dtype
@@ -177,7 +214,7 @@ def test_without_the_compiled_module_int8_weights_run_on_the_oracle(monkeypatch)
     assert torch.equal(ops.linear(x, Linear(weight)), reference.linear(x, weight))
 
 
-@pytest.mark.parametrize('weight', [prepare(quantize_rtn(_random(16, 64), 32)), _int8(16, 64)],
+@pytest.mark.parametrize('weight', [_prepared(quantize_rtn(_random(16, 64), 32)), _int8(16, 64)],
                          ids=['4-bit', 'int8'])
 def test_an_input_that_is_not_contiguous_is_read_by_its_values(weight):
     wide = _random(4, 128)
@@ -185,7 +222,7 @@ def test_an_input_that_is_not_contiguous_is_read_by_its_values(weight):
                                ops.linear(wide[:, ::2].contiguous(), Linear(weight)))
 
 
-@pytest.mark.parametrize('make', [lambda w: w, prepare], ids=['oracle', 'prepared'])
+@pytest.mark.parametrize('make', [lambda w: w, _prepared], ids=['oracle', 'prepared'])
 def test_a_linear_rounds_its_input_where_it_should(make):
     weight, bias, x = make(quantize_rtn(_random(16, 64), 32)), _random(16, seed=1), _random(3, 64)
     rounded = reference.fake_quantize_activations(x, 32)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The layouts of quantized weights, against loops that follow their drawings."""
 
+import itertools
 import struct
 
 import pytest
@@ -20,7 +21,9 @@ import torch
 
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels.packing import (
-    cpu_tiles_refusal, Int8Weight, pack_codes, pack_cpu_tiles, QuantizedWeight, unpack_codes)
+    cpu_tiles_refusal, cuda_tiles_refusal, gate_up_order, Int8Weight, natural_order, pack_codes,
+    pack_cpu_tiles, pack_cuda_tiles, QuantizedWeight, record_bytes, record_group, rotary_order,
+    unpack_codes)
 
 both_widths = pytest.mark.parametrize('bits', [3, 4])
 
@@ -164,3 +167,70 @@ def test_a_weight_that_no_tile_fits_is_refused_with_the_reason(n, k, group_size,
 
 def test_a_weight_that_fits_is_not_refused():
     assert cpu_tiles_refusal(random_weight(8, 32, 32, 3)) is None
+
+
+def _nibble(records, tile, record, half, lane, word, i):
+    """Return nibble i of a word of a lane, as csrc/cuda/w4_record.cuh counts them."""
+    byte = records[tile, record, 512 * half + 16 * lane + 4 * word + i // 2].item()
+    return byte >> 4 * (i % 2) & 15
+
+
+@pytest.mark.parametrize('n, k, group', [
+    (24, 192, 64), (16, 128, 32), (8, 200, 200), (16, 256, 256)])
+def test_cuda_records_hold_every_weight_where_the_drawing_says(n, k, group):
+    weight = random_weight(n, k, group, 4)
+    q = unpack_codes(weight.qweight, 4)
+    order = natural_order(n)
+    records = pack_cuda_tiles(weight, order.rows)
+    assert records.shape == (-(-n // 16), -(-k // 128), record_bytes(record_group(weight)))
+    for tile, record, half, lane, word, i in itertools.product(
+            *map(range, (*records.shape[:2], 2, 32, 4, 8))):
+        row = 16 * tile + lane // 4 + 8 * (i % 2)
+        column = (128 * record + 64 * half + 32 * (word // 2) + 8 * (lane % 4) + 4 * (word % 2)
+                  + 2 * (i % 4 // 2) + i // 4)
+        if row < n and column < k:
+            assert _nibble(records, tile, record, half, lane, word, i) == q[row, column]
+
+
+@pytest.mark.parametrize('n, k, group', [
+    (24, 192, 64), (16, 96, 32), (8, 200, 200), (16, 256, 256)])
+def test_cuda_records_hold_scales_and_zeros_and_nothing_counts_in_the_padding(n, k, group):
+    weight = random_weight(n, k, group, 4)
+    size = record_group(weight)
+    records = pack_cuda_tiles(weight, natural_order(n).rows)
+    groups = 128 // size
+    for tile, record, g, r in itertools.product(*map(range, (*records.shape[:2], groups, 16))):
+        data = records[tile, record, 1024:]
+        scale = data[32 * g + 2 * r:][:2].clone().view(torch.float16).item()
+        zero = data[32 * groups + 8 * g + r // 2].item() >> 4 * (r % 2) & 15
+        row, column = 16 * tile + r, 128 * record + size * g
+        if row < n and column < k:
+            assert scale == weight.scales[row, column // group]
+            assert zero == weight.zeros[row, column // group]
+        else:
+            assert scale == 0
+
+
+def test_in_rotary_order_a_tile_holds_both_dimensions_of_a_rotation():
+    rows = rotary_order(3, 1, 32).rows.view(-1, 2, 8)
+    assert torch.equal(rows[:6, 1], rows[:6, 0] + 16)
+    assert torch.equal(rows[6:].flatten(), torch.arange(96, 128, dtype=torch.int32))
+    assert torch.equal(rows.flatten().sort().values, torch.arange(128, dtype=torch.int32))
+    assert rotary_order(3, 1, 24) is None
+
+
+def test_in_gate_up_order_a_tile_holds_a_gate_and_its_up():
+    rows = gate_up_order(24).rows.view(-1, 2, 8)
+    assert torch.equal(rows[:, 1], rows[:, 0] + 24)
+    assert torch.equal(rows[:, 0].flatten(), torch.arange(24, dtype=torch.int32))
+    assert gate_up_order(20) is None
+
+
+@pytest.mark.parametrize('n, k, group, bits, reason', [
+    (16, 64, 32, 3, '3 bits, not 4'), (12, 64, 32, 4, 'N, K = 12, 64'),
+    (16, 192, 96, 4, 'group size 96')])
+def test_cuda_records_refuse_what_the_kernels_cannot_take(n, k, group, bits, reason):
+    weight = random_weight(n, k, group, bits)
+    assert cuda_tiles_refusal(weight).startswith(reason)
+    with pytest.raises(KernelError, match='^pack_cuda_tiles: '):
+        pack_cuda_tiles(weight, natural_order(n).rows)

@@ -30,7 +30,8 @@ from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels.linear import (
     can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
-from tinychat_ros.kernels.packing import QuantizedWeight, tensors_of, tile_columns
+from tinychat_ros.kernels.packing import (
+    QuantizedWeight, tensors_of, tile_columns, TileOrder)
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
@@ -59,15 +60,15 @@ class WeightLoader:
         """Return a plain tensor of this shape in the compute dtype."""
         return self._reader.floats(name, shape).to(self._device, self._dtype)
 
-    def linears(self, names: Sequence[str], out_features: Sequence[int],
-                in_features: int) -> tuple[Linear, ...]:
+    def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
+                order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
         """Return linears that share an input, joined into one where their kinds allow it."""
         weights = [self._weight(name, n, in_features) for name, n in zip(names, out_features)]
         biases = [self._bias(name, n) for name, n in zip(names, out_features)]
         has_bias = {bias is not None for bias in biases}
         if len(weights) > 1 and can_concatenate(weights) and len(has_bias) == 1:
             return (self._linear(' + '.join(names), concatenate(weights),
-                                 torch.cat(biases) if has_bias == {True} else None),)
+                                 torch.cat(biases) if has_bias == {True} else None, order),)
         return tuple(map(self._linear, names, weights, biases))
 
     def log_reference_layers(self) -> None:
@@ -90,12 +91,15 @@ class WeightLoader:
         bias = f'{name}.bias'
         return self.tensor(bias, [n]) if bias in self._reader.names else None
 
-    def _linear(self, name: str, weight: StoredWeight, bias: Optional[Tensor]) -> Linear:
-        reason = why_reference(weight)
+    def _linear(self, name: str, weight: StoredWeight, bias: Optional[Tensor],
+                order: Optional[TileOrder] = None) -> Linear:
+        reason = why_reference(weight, self._dtype)
         if reason is not None:
             self.on_reference.setdefault(reason, []).append(name)
-        int8 = self._int8_activations and isinstance(weight, QuantizedWeight)
-        return Linear(prepare(weight), bias, tile_columns(weight.group_size) if int8 else 0)
+        if not self._int8_activations or not isinstance(weight, QuantizedWeight):
+            return prepare(weight, bias, order, dtype=self._dtype)
+        # Kernels that do more with the product leave no place to round its input.
+        return prepare(weight, bias, None, tile_columns(weight.group_size), self._dtype)
 
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
@@ -140,8 +144,8 @@ def _is_plain(name: str) -> bool:
     return name.rsplit('.', 1)[-1] in ('weight', 'bias')
 
 
-def check_memory(reader: CheckpointReader, dtype: torch.dtype, num_slots: int, max_seq_len: int,
-                 budget: int) -> None:
+def check_memory(reader: CheckpointReader, dtype: torch.dtype, kv_dtype: torch.dtype,
+                 num_slots: int, max_seq_len: int, budget: int) -> None:
     """
     Refuse a model that does not fit, before any of it is loaded.
 
@@ -149,7 +153,7 @@ def check_memory(reader: CheckpointReader, dtype: torch.dtype, num_slots: int, m
     :raises OutOfMemoryError: naming what is needed, what there is and what would help.
     """
     weights = weight_bytes(reader, dtype)
-    cache = kv_bytes_per_position(reader.config, dtype) * num_slots * max_seq_len
+    cache = kv_bytes_per_position(reader.config, kv_dtype) * num_slots * max_seq_len
     if weights + cache > budget:
         raise OutOfMemoryError(
             f'{reader.path}: expected at most {budget / 2**20:.0f} MiB, got weights of '
@@ -160,7 +164,8 @@ def check_memory(reader: CheckpointReader, dtype: torch.dtype, num_slots: int, m
 
 def available_memory(device: torch.device) -> int:
     """Return the bytes that can still be allocated on a device."""
-    if device.type == 'cuda':
+    # A Jetson's GPU shares the memory, and CUDA counts files that are cached there as taken.
+    if device.type == 'cuda' and not torch.cuda.get_device_properties(device).is_integrated:
         return torch.cuda.mem_get_info(device)[0]
     for line in Path('/proc/meminfo').read_text().splitlines():
         if line.startswith('MemAvailable:'):

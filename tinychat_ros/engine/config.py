@@ -27,6 +27,7 @@ from tinychat_ros.errors import ConfigError
 DEMO_MODEL = Path(__file__).resolve().parent.parent / 'demo_model'
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 DEVICES = ('auto', 'cpu', 'cuda')
+KV_CACHE_DTYPES = ('auto', 'int8')
 
 # Enough for a talk, and four slots of a 7B model still fit beside its weights in 16 GB.
 _DEFAULT_MAX_SEQ_LEN = 2048
@@ -51,6 +52,8 @@ class EngineConfig:
     :param max_seq_len: positions per slot, prompt and answer together; 0 is what the model was
         trained for, at most 2048.
     :param num_slots: conversations whose KV cache is kept.
+    :param kv_cache_dtype: of keys and values: 'auto' is that of the activations; 'int8' takes
+        half the memory of 16 bits, and half the time to read.
     :param memory_budget: bytes for weights and KV cache; 0 is 90 % of what is free.
     :param num_threads: of torch and the CPU kernels, in this whole process; 0 is every core that
         it may use, or one for a model so small that threads cost more than they bring.
@@ -65,6 +68,7 @@ class EngineConfig:
     dtype: str = 'auto'
     max_seq_len: int = 0
     num_slots: int = 4
+    kv_cache_dtype: str = 'auto'
     memory_budget: int = 0
     num_threads: int = 0
     prefill_chunk: int = 256
@@ -74,6 +78,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check_choice('device', self.device, DEVICES)
         _check_choice('dtype', self.dtype, ('auto', *DTYPES))
+        _check_choice('kv_cache_dtype', self.kv_cache_dtype, KV_CACHE_DTYPES)
         for name, lowest in (('max_seq_len', 0), ('num_slots', 1), ('memory_budget', 0),
                              ('num_threads', 0), ('prefill_chunk', 1)):
             value = getattr(self, name)
@@ -101,6 +106,10 @@ class EngineConfig:
         if self.dtype == 'auto':
             return torch.float16 if self.torch_device().type == 'cuda' else torch.float32
         return DTYPES[self.dtype]
+
+    def torch_kv_dtype(self) -> torch.dtype:
+        """Return the dtype of the KV cache."""
+        return torch.int8 if self.kv_cache_dtype == 'int8' else self.torch_dtype()
 
     def budget(self) -> int:
         """Return the bytes that weights and KV cache may take."""

@@ -29,10 +29,10 @@ from tinychat_ros.engine.answer import Answer
 from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_template
 from tinychat_ros.engine.config import EngineConfig
 from tinychat_ros.engine.conversation import Conversation, ConversationStore
-from tinychat_ros.engine.model_runner import ModelRunner
+from tinychat_ros.engine.graph_runner import make_runner
 from tinychat_ros.engine.request import (
     check_unicode, Chunk, FinishReason, Message, Request)
-from tinychat_ros.engine.sampler import Sampler, SamplingParams
+from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.engine.tokenizer import Tokenizer
 from tinychat_ros.errors import (
     ChatTemplateError, EngineBusyError, InvalidRequestError, PromptTooLongError, TokenizerError)
@@ -71,7 +71,8 @@ class Engine:
             max_seq_len = config.seq_len(shape.max_position_embeddings)
             size = weight_bytes(reader, dtype)
             torch.set_num_threads(config.threads(size))
-            check_memory(reader, dtype, config.num_slots, max_seq_len, config.budget())
+            check_memory(reader, dtype, config.torch_kv_dtype(), config.num_slots, max_seq_len,
+                         config.budget())
             self.tokenizer = load_tokenizer(reader)
             self._template = _load_template(config, self.tokenizer)
             self._stop_ids = _stop_ids(reader, self.tokenizer)
@@ -84,8 +85,8 @@ class Engine:
                 parameters=num_parameters(reader), weight_bytes=size,
                 vocab_size=shape.vocab_size, max_seq_len=max_seq_len, num_slots=config.num_slots,
                 device=str(device), dtype=str(dtype).removeprefix('torch.'))
-        cache = KVCache(shape, config.num_slots, max_seq_len, dtype, device)
-        self._runner = ModelRunner(model, cache, device, config.prefill_chunk)
+        cache = KVCache(shape, config.num_slots, max_seq_len, config.torch_kv_dtype(), device)
+        self._runner = make_runner(model, cache, device, config.prefill_chunk)
         self._conversations = ConversationStore(config.num_slots)
         self._busy = threading.Lock()
 
@@ -161,21 +162,24 @@ class Engine:
              answer: Answer) -> Iterator[Chunk]:
         cached = conversation.cached_ids
         waiting = prompt[len(cached):]
-        done, logits = self._runner.prefill(
+        done, last = self._runner.prefill(
             waiting, slot, len(cached), lambda: request.interruption() != FinishReason.NONE)
         cached += waiting[:done]
-        sampler = Sampler(request.sampling or self.default_sampling, prompt)
+        tokens = self._runner.tokens(last, slot, len(cached),
+                                     request.sampling or self.default_sampling, prompt)
+        appended: list[int] = []
         while True:
             reason = request.interruption()
             if reason == FinishReason.NONE:
-                token = sampler.sample(logits)
+                token = next(tokens)
+                # Asking for it has put the one before into the slot.
+                cached += appended
+                appended = [token]
                 reason = answer.push(token)
             if reason != FinishReason.NONE:
                 yield answer.finish(reason)
                 return
             yield answer.chunk()
-            logits = self._runner.decode(token, slot, len(cached))
-            cached.append(token)
 
     def _prompt_ids(self, conversation: Conversation, request: Request) -> list[int]:
         if request.raw:

@@ -11,15 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Runs a model over its KV cache: prefill in pieces, then token by token."""
+"""Runs a model on a slot of its KV cache, token by token; the sampler is on the host."""
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor
 
+from tinychat_ros.engine.sampler import Sampler, SamplingParams
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.llama import LlamaModel
 
@@ -43,22 +44,35 @@ class ModelRunner:
         """
         Append tokens to a slot.
 
-        :returns: how many were appended, and the logits fp32 [V] after the last of all; None when
-            ``interrupted`` said so before they were through.
+        :returns: how many were appended, and what :meth:`tokens` takes; None when ``interrupted``
+            said so before they were through.
         """
-        logits, done = None, 0
+        last, done = None, 0
         while done < len(token_ids):
             if interrupted():
                 return done, None
             piece = token_ids[done:done + self._prefill_chunk]
-            logits = self._forward(piece, slot, start + done)
+            last = self._forward(piece, slot, start + done)
             done += len(piece)
-        return done, logits
+        return done, last
 
-    def decode(self, token_id: int, slot: int, position: int) -> Tensor:
-        """Append one token to a slot at ``position`` and return the logits fp32 [V] after it."""
-        return self._forward([token_id], slot, position)
+    def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
+               context: Sequence[int]) -> Iterator[int]:
+        """
+        Yield the tokens that follow; asking for the next one appends the one before to the slot.
+
+        :param last: what :meth:`prefill` returned.
+        :param position: where the first token goes. One is asked for while there is room.
+        :param context: tokens that the repetition penalty counts as seen.
+        """
+        sampler = Sampler(sampling, context)
+        while True:
+            token = sampler.sample(last)
+            yield token
+            last = self._forward([token], slot, position)
+            position += 1
 
     def _forward(self, token_ids: Sequence[int], slot: int, start: int) -> Tensor:
+        """Return the logits fp32 [V] after the last token."""
         ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
         return self._model.forward(ids, self._cache, slot, start)

@@ -115,8 +115,7 @@ class Sampler:
         :raises CheckpointError: they are not numbers, since the weights overflow the dtype.
         """
         if not math.isfinite(best := float(logits.max())):
-            raise CheckpointError(f'logits: expected finite numbers, got {best}; the weights '
-                                  'overflow, in fp16 perhaps more than in float32')
+            raise not_finite(best)
         logits = self._penalize(logits)
         if self._params.temperature == 0.0:
             token = int(logits.argmax())
@@ -133,6 +132,12 @@ class Sampler:
         index = torch.tensor(sorted(self._seen), device=logits.device)
         seen, penalty = logits[index], self._params.repetition_penalty
         return logits.index_copy(0, index, torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def not_finite(got: object) -> CheckpointError:
+    """Return the error for logits that are no numbers."""
+    return CheckpointError(f'logits: expected finite numbers, got {got}; the weights overflow, in '
+                           'fp16 perhaps more than in float32')
 
 
 def _check_type(name: str, value: Any, kinds: tuple[type, ...]) -> None:

@@ -23,6 +23,10 @@ from __future__ import annotations
 from functools import lru_cache
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _HOW_TO_BUILD = ('to build it, run `python3 setup.py build_ext --inplace` in the source tree, '
                  "with a C++17 compiler, Python's headers and pybind11 installed")
@@ -37,6 +41,21 @@ def why_absent() -> str:
     """Return in one line why :func:`load` gives None and what to do; empty when it does not."""
     reason = _find()[1]
     return f'{reason}; {_HOW_TO_BUILD}' if reason else ''
+
+
+def cuda(device: torch.device) -> ModuleType | None:
+    """Return the module where it has CUDA kernels for the tensors of a device, or None."""
+    return None if why_no_cuda(device) else load()
+
+
+def why_no_cuda(device: torch.device) -> str:
+    """Return in one line why :func:`cuda` gives None; empty when it does not."""
+    if device.type != 'cuda':
+        return f'no kernel for {device.type}'
+    if load() is None:
+        return why_absent()
+    return '' if load().build_info()['cuda'] else (
+        'tinychat_kernels: built where there was no nvcc; install the CUDA toolkit and build anew')
 
 
 @lru_cache(maxsize=1)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import KernelError
-from tinychat_ros.kernels import extension
+from tinychat_ros.kernels import cuda, extension
 from tinychat_ros.kernels.packing import (
-    cpu_tiles_refusal, CpuTiles, int8_refusal, Int8Weight, pack_cpu_tiles, QuantizedWeight,
-    tensors_of)
+    cpu_tiles_refusal, CpuTiles, cuda_tiles_refusal, CudaTiles, int8_refusal, Int8Weight,
+    NATURAL, natural_order, pack_cpu_tiles, QuantizedWeight, tensors_of, TileOrder)
 
 StoredWeight = Union[Tensor, QuantizedWeight, Int8Weight]
-RuntimeWeight = Union[Tensor, QuantizedWeight, Int8Weight, CpuTiles]
+RuntimeWeight = Union[Tensor, QuantizedWeight, Int8Weight, CpuTiles, CudaTiles]
 
 
 @dataclass(frozen=True)
@@ -67,22 +67,47 @@ def can_concatenate(weights: Sequence[StoredWeight]) -> bool:
     return len({_kind(w) for w in weights}) == 1
 
 
-def why_reference(weight: StoredWeight) -> Optional[str]:
-    """Return why a quantized weight runs on the reference, or None where a kernel takes it."""
+def why_reference(weight: StoredWeight, dtype: torch.dtype = torch.float16) -> Optional[str]:
+    """
+    Return why a quantized weight runs on the reference, or None where a kernel takes it.
+
+    :param dtype: of the activations; the CPU kernels take any.
+    """
     if isinstance(weight, Tensor):
         return None
-    if weight.qweight.device.type != 'cpu':
-        return f'no kernel for {weight.qweight.device.type}'
+    device = weight.qweight.device
+    if extension.cuda(device) is None:
+        return extension.why_no_cuda(device) if device.type != 'cpu' else _why_not_on_cpu(weight)
+    if isinstance(weight, Int8Weight):
+        return 'no CUDA kernel for int8'
+    if dtype not in cuda.DTYPES:
+        return f'no CUDA kernel for {dtype} activations'
+    return cuda_tiles_refusal(weight)
+
+
+def prepare(weight: StoredWeight, bias: Optional[Tensor] = None,
+            order: Optional[TileOrder] = None, activation_group: int = 0,
+            dtype: torch.dtype = torch.float16) -> Linear:
+    """
+    Bring a weight into the layout of the kernel that will read it.
+
+    :param order: of the rows, for CUDA kernels that do more with the product; None is as they are.
+    :param dtype: of the activations.
+    """
+    if not isinstance(weight, QuantizedWeight) or why_reference(weight, dtype) is not None:
+        return Linear(weight, bias, activation_group)
+    if extension.cuda(weight.qweight.device) is None:
+        return Linear(pack_cpu_tiles(weight), bias, activation_group)
+    order = order or natural_order(weight.shape[0])
+    if bias is not None and order.name != NATURAL:
+        bias = bias[order.rows.long().to(bias.device)]
+    return Linear(cuda.pack_tiles(weight, order), bias, activation_group)
+
+
+def _why_not_on_cpu(weight: Union[QuantizedWeight, Int8Weight]) -> Optional[str]:
     if extension.load() is None:
         return extension.why_absent()
     return int8_refusal(weight) if isinstance(weight, Int8Weight) else cpu_tiles_refusal(weight)
-
-
-def prepare(weight: StoredWeight) -> RuntimeWeight:
-    """Bring a weight into the layout of the kernel that will read it."""
-    if isinstance(weight, QuantizedWeight) and why_reference(weight) is None:
-        return pack_cpu_tiles(weight)
-    return weight
 
 
 def _kind(weight: StoredWeight) -> str:

@@ -14,47 +14,37 @@
 """
 The fused ops that model files are written in: checks, then the kernel or the reference.
 
-T = tokens, H = hidden size, Hq / Hkv = query / key-value heads, D = head size, I = MLP size. The
-cut between the ops is where a GPU kernel will end, so that each can be replaced by one launch.
+T = tokens, H = hidden size, Hq / Hkv = query / key-value heads, D = head size, I = MLP size. On a
+GPU each op is one launch where a kernel takes its shapes. A position may be known to the device
+only; such calls can be recorded as a CUDA graph.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 
 from tinychat_ros.errors import KernelError
-from tinychat_ros.kernels import extension, reference
+from tinychat_ros.kernels import cuda, extension, reference
 from tinychat_ros.kernels.linear import Linear, why_reference
-from tinychat_ros.kernels.packing import CpuTiles, Int8Weight
+from tinychat_ros.kernels.operands import (
+    Candidates, LayerCache, Norm, on_device, on_host, RotaryTable, Start, StepState)
+from tinychat_ros.kernels.packing import (
+    CpuTiles, CudaTiles, GATE_UP, Int8Weight, NATURAL, ROTARY)
 
-
-class Norm(NamedTuple):
-    """The RMSNorm in front of a linear: weight [H] and epsilon."""
-
-    weight: Tensor
-    eps: float
-
-
-class LayerCache(NamedTuple):
-    """One layer's keys and values of one slot, each [Hkv, max_seq_len, D]."""
-
-    k: Tensor
-    v: Tensor
-
-
-class RotaryTable(NamedTuple):
-    """Cosines and sines of every position, each fp32 [max_seq_len, D/2]."""
-
-    cos: Tensor
-    sin: Tensor
+__all__ = ['attention', 'candidates', 'embedding', 'LayerCache', 'linear', 'linear_residual',
+           'lm_head', 'Norm', 'norm_gate_up', 'qkv_rope_append', 'RotaryTable', 'Start',
+           'StepState']
 
 
 def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
-    """Return the rows token_ids int64 [T] of weight [V, H]: [T, H]."""
-    return weight[token_ids]
+    """Return the rows token_ids int32 or int64 [T] of weight [V, H]: [T, H]."""
+    if token_ids.dtype == torch.int32 and cuda.takes(weight) and weight.shape[1] % 8 == 0:
+        return cuda.embedding(token_ids, weight)
+    return F.embedding(token_ids, weight)
 
 
 def linear(x: Tensor, layer: Linear) -> Tensor:
@@ -63,20 +53,11 @@ def linear(x: Tensor, layer: Linear) -> Tensor:
 
     :raises KernelError: when K of x and of the weight differ.
     """
-    _check_features(x, layer.weight.shape[1])
-    if layer.activation_group:
-        x = reference.fake_quantize_activations(x, layer.activation_group)
-    if isinstance(layer.weight, CpuTiles):
-        out = _wna16_cpu(x, layer.weight)
-    elif isinstance(layer.weight, Int8Weight) and why_reference(layer.weight) is None:
-        out = _w8a8_cpu(x, layer.weight)
-    else:
-        out = reference.linear(x, layer.weight)
-    return out if layer.bias is None else out + layer.bias
+    return _linear(x, layer)
 
 
 def qkv_rope_append(x: Tensor, norm: Norm, qkv: Sequence[Linear], rope: RotaryTable,
-                    cache: LayerCache, start: int) -> Tensor:
+                    cache: LayerCache, start: Start) -> Tensor:
     """
     Norm, QKV projection and rotary embedding; keys and values go to the cache at ``start``.
 
@@ -84,42 +65,125 @@ def qkv_rope_append(x: Tensor, norm: Norm, qkv: Sequence[Linear], rope: RotaryTa
     :param qkv: linears whose outputs, concatenated, are Hq query, Hkv key and Hkv value heads.
     :returns: the rotated queries [T, Hq, D].
     """
-    tokens, kv_heads, head_dim = x.shape[0], cache.k.shape[0], cache.k.shape[2]
-    end = start + tokens
-    if end > cache.k.shape[1]:
-        raise KernelError(f'KV cache: expected room for {end} positions, got {cache.k.shape[1]}')
-    heads = _linears(reference.rms_norm(x, *norm), qkv).view(tokens, -1, head_dim)
-    q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-    cos, sin = rope.cos[start:end], rope.sin[start:end]
-    cache.k[:, start:end] = reference.rotate(k, cos, sin).transpose(0, 1)
-    cache.v[:, start:end] = v.transpose(0, 1)
-    return reference.rotate(q, cos, sin)
+    _check_room(x.shape[0], cache, start)
+    if _attention_kernel(x, cache):
+        state = on_device(start, x.device)
+        tiles = _tiles(qkv, ROTARY)
+        if tiles is not None and cache.k_scale is None:
+            return cuda.qkv(x, tiles, qkv[0].bias, norm, rope, cache, state)
+        heads = _linears(x, qkv, norm).view(x.shape[0], -1, cache.k.shape[2])
+        return cuda.rope_append(heads, tiles is not None, rope, cache, state)
+    heads = _linears(x, qkv, norm).view(x.shape[0], -1, cache.k.shape[2])
+    return _rope_append(heads, rope, cache, on_host(start))
 
 
-def attention(q: Tensor, cache: LayerCache, length: int) -> Tensor:
-    """Attend causally from q [T, Hq, D], the last T of ``length`` positions: [T, Hq * D]."""
-    out = reference.attention(q, cache.k[:, :length], cache.v[:, :length])
-    return out.flatten(1)
+def attention(q: Tensor, cache: LayerCache, start: Start) -> Tensor:
+    """Attend causally from q [T, Hq, D] at ``start`` over the cache: [T, Hq * D]."""
+    if _attention_kernel(q, cache):
+        return cuda.attention(q, cache, on_device(start, q.device)).flatten(1)
+    length = on_host(start) + q.shape[0]
+    k, v = (values[:, :length] if scale is None
+            else reference.dequantize_kv(values[:, :length], scale[:, :length])
+            for values, scale in ((cache.k, cache.k_scale), (cache.v, cache.v_scale)))
+    return reference.attention(q, k, v).flatten(1)
 
 
 def linear_residual(x: Tensor, layer: Linear, residual: Tensor) -> Tensor:
     """Return residual [T, N] plus the linear of x [T, K]."""
+    tiles = _tiles([layer], NATURAL)
+    if tiles is not None and cuda.takes(x):
+        return cuda.linear(x, tiles, layer.bias, residual=residual)
     return residual + linear(x, layer)
 
 
 def norm_gate_up(x: Tensor, norm: Norm, gate_up: Sequence[Linear]) -> Tensor:
     """Norm, gate and up projections, silu(gate) * up: x [T, H] to [T, I]."""
-    return reference.silu_mul(_linears(reference.rms_norm(x, *norm), gate_up))
+    tiles = _tiles(gate_up, GATE_UP)
+    if tiles is not None and cuda.takes(x):
+        return cuda.gate_up(x, tiles, gate_up[0].bias, norm)
+    return reference.silu_mul(_linears(x, gate_up, norm))
 
 
 def lm_head(x: Tensor, norm: Norm, head: Linear) -> Tensor:
     """Apply the final norm and the LM head: x [T, H] to logits fp32 [T, V]."""
-    return linear(reference.rms_norm(x, *norm), head).float()
+    return _linears(x, [head], norm).float()
 
 
-def _linears(x: Tensor, layers: Sequence[Linear]) -> Tensor:
-    outputs = [linear(x, layer) for layer in layers]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+def candidates(x: Tensor, norm: Norm, head: Linear) -> Candidates:
+    """Apply the final norm and the LM head to x [1, H] for the sampler on the device."""
+    tiles = _tiles([head], NATURAL)
+    plain = isinstance(head.weight, Tensor) and x.shape[1] % 16 == 0
+    if cuda.takes(x) and head.bias is None and (tiles is not None or plain):
+        return cuda.lm_head(x, tiles or head.weight, norm)
+    return reference.candidates(lm_head(x, norm, head)[0])
+
+
+def _linear(x: Tensor, layer: Linear, norm: Optional[Norm] = None) -> Tensor:
+    """Return the linear of the normalized x."""
+    _check_features(x, layer.weight.shape[1])
+    tiles = _tiles([layer], None)
+    if tiles is not None and cuda.takes(x):
+        return cuda.linear(x, tiles, layer.bias, norm)
+    x = _norm(x, norm)
+    if layer.activation_group:
+        x = reference.fake_quantize_activations(x, layer.activation_group)
+    if isinstance(layer.weight, CpuTiles):
+        out = _wna16_cpu(x, layer.weight)
+    elif isinstance(layer.weight, CudaTiles):
+        out = cuda.linear(x, layer.weight)
+    elif isinstance(layer.weight, Int8Weight) and why_reference(layer.weight) is None:
+        out = _w8a8_cpu(x, layer.weight)
+    else:
+        out = reference.linear(x, layer.weight)
+    return out if layer.bias is None else out + layer.bias
+
+
+def _linears(x: Tensor, layers: Sequence[Linear], norm: Norm) -> Tensor:
+    """Return the linears of the normalized x side by side."""
+    if len(layers) == 1:
+        return _linear(x, layers[0], norm)
+    x = _norm(x, norm)
+    return torch.cat([_linear(x, layer) for layer in layers], dim=-1)
+
+
+def _norm(x: Tensor, norm: Optional[Norm]) -> Tensor:
+    if norm is None:
+        return x
+    kernel = cuda.takes(x) and x.shape[1] % 8 == 0
+    return (cuda.rms_norm if kernel else reference.rms_norm)(x, *norm)
+
+
+def _tiles(layers: Sequence[Linear], order: Optional[str]) -> Optional[CudaTiles]:
+    """Return the tiles of a linear that stands alone, in an order or in any; else None."""
+    tiles = layers[0].weight
+    if len(layers) > 1 or not isinstance(tiles, CudaTiles) or layers[0].activation_group:
+        return None
+    return tiles if order in (None, tiles.order) else None
+
+
+def _attention_kernel(x: Tensor, cache: LayerCache) -> bool:
+    return cache.workspace is not None and cuda.takes(x)
+
+
+def _check_room(tokens: int, cache: LayerCache, start: Start) -> None:
+    if isinstance(start, StepState) and start.start is None:
+        return  # The kernels write nothing behind the end.
+    end = on_host(start) + tokens
+    if end > cache.k.shape[1]:
+        raise KernelError(f'KV cache: expected room for {end} positions, got {cache.k.shape[1]}')
+
+
+def _rope_append(heads: Tensor, rope: RotaryTable, cache: LayerCache, start: int) -> Tensor:
+    kv_heads, end = cache.k.shape[0], start + heads.shape[0]
+    q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    cos, sin = rope.cos[start:end], rope.sin[start:end]
+    rotated = reference.rotate(k, cos, sin)
+    for new, values, scales in ((rotated, cache.k, cache.k_scale), (v, cache.v, cache.v_scale)):
+        new = new.transpose(0, 1)
+        if scales is not None:
+            new, scales[:, start:end] = reference.quantize_kv(new)
+        values[:, start:end] = new
+    return reference.rotate(q, cos, sin)
 
 
 def _wna16_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:

@@ -243,9 +243,21 @@ def _into_tiles(rows: Tensor) -> Tensor:
 RECORD_ROWS = 16
 RECORD_COLUMNS = 128
 
-# How the rows of a weight stand in the tiles of CudaTiles: as they are, or so that a lane of the
-# kernel gets both dimensions that a rotation mixes, or a gate and its up.
 NATURAL, ROTARY, GATE_UP = 'natural', 'rotary', 'gate_up'
+
+
+@dataclass(frozen=True)
+class TileOrder:
+    """
+    How the rows of a weight stand in the tiles of CudaTiles.
+
+    :param name: NATURAL; ROTARY, where a tile holds both dimensions that a rotation mixes; or
+        GATE_UP, where it holds rows of the gate and the same ones of up.
+    :param rows: int32 [tiles * 16], the row that goes there, or -1 for none.
+    """
+
+    name: str
+    rows: Tensor
 
 
 @dataclass
@@ -297,31 +309,34 @@ def cuda_tiles_refusal(weight: QuantizedWeight) -> str | None:
     return None
 
 
-def natural_rows(n: int) -> Tensor:
-    """Return the rows of the tiles in their order: int32 [ceil(N / 16) * 16], -1 for padding."""
+def natural_order(n: int) -> TileOrder:
+    """Return the order of N rows as they are."""
     rows = torch.arange(-(-n // RECORD_ROWS) * RECORD_ROWS, dtype=torch.int32)
-    return rows.masked_fill(rows >= n, -1)
+    return TileOrder(NATURAL, rows.masked_fill(rows >= n, -1))
 
 
-def rotary_rows(rotated_heads: int, value_heads: int, head_dim: int) -> Tensor:
+def rotary_order(rotated_heads: int, value_heads: int, head_dim: int) -> TileOrder | None:
     """
-    Return the rows of a QKV weight so that dimensions d and d + D/2 share a tile.
+    Return the order of a QKV weight in which dimensions d and d + D/2 share a tile.
 
     :param rotated_heads: query and key heads together.
-    :param head_dim: D, a multiple of 16.
-    :returns: int32 [(rotated_heads + value_heads) * D].
+    :param head_dim: D; None is returned unless it is a multiple of 16.
     """
+    if head_dim % RECORD_ROWS:
+        return None
     low = torch.arange(head_dim // 2, dtype=torch.int32).view(-1, 8)
     head = torch.cat((low, low + head_dim // 2), dim=1).flatten()
     rotated = torch.arange(rotated_heads, dtype=torch.int32)[:, None] * head_dim + head
     values = torch.arange(value_heads * head_dim, dtype=torch.int32)
-    return torch.cat((rotated.flatten(), rotated_heads * head_dim + values))
+    return TileOrder(ROTARY, torch.cat((rotated.flatten(), rotated_heads * head_dim + values)))
 
 
-def gate_up_rows(intermediate: int) -> Tensor:
-    """Return the rows of a gate and up weight, 8 of each in turn: int32 [2I], I % 8 = 0."""
+def gate_up_order(intermediate: int) -> TileOrder | None:
+    """Return the order of gate and up with 8 rows of each in turn, or None unless 8 divides I."""
+    if intermediate % 8:
+        return None
     gate = torch.arange(intermediate, dtype=torch.int32).view(-1, 8)
-    return torch.cat((gate, gate + intermediate), dim=1).flatten()
+    return TileOrder(GATE_UP, torch.cat((gate, gate + intermediate), dim=1).flatten())
 
 
 def pack_cuda_tiles(weight: QuantizedWeight, rows: Tensor) -> Tensor:
@@ -338,13 +353,11 @@ def pack_cuda_tiles(weight: QuantizedWeight, rows: Tensor) -> Tensor:
     k, group = weight.shape[1], record_group(weight)
     columns = -(-k // RECORD_COLUMNS) * RECORD_COLUMNS
     starts = torch.arange(0, columns, group)
-    index = rows.long().clamp(min=0)
-    # The scale 0 makes nothing of what pads: any row, and the columns beyond K.
-    inside = (rows >= 0)[:, None] & (starts < k)
+    index, padding = rows.long().clamp(min=0), (rows < 0)[:, None]
     groups = (starts // weight.group_size).clamp(max=weight.scales.shape[1] - 1)
-    codes = F.pad(unpack_codes(weight.qweight[index], 4), (0, columns - k))
-    scales = weight.scales[index][:, groups] * inside
-    zeros = weight.zeros[index][:, groups] * inside
+    codes = F.pad(unpack_codes(weight.qweight[index], 4).masked_fill(padding, 0), (0, columns - k))
+    scales, zeros = (t[index][:, groups].masked_fill(padding | (starts >= k), 0)
+                     for t in (weight.scales, weight.zeros))
     return torch.cat((_operands(codes), *_per_group(scales, zeros, RECORD_COLUMNS // group)), -1)
 
 

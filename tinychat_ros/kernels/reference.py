@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
+from tinychat_ros.kernels.operands import Candidates
 from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight
 
 
@@ -126,6 +127,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = torch.softmax(scores, dim=-1) @ v.float()
     out = out.view(kv_heads, heads // kv_heads, tokens, head_dim).permute(2, 0, 1, 3)
     return out.reshape(tokens, heads, head_dim).to(q.dtype)
+
+
+def dequantize_kv(q: Tensor, scale: Tensor) -> Tensor:
+    """Return int8 keys or values [..., D] times their scales fp16 [...]: fp32."""
+    return q * scale.float()[..., None]
+
+
+def candidates(logits: Tensor) -> Candidates:
+    """Return logits fp32 [V] with the best of each tile of 16."""
+    tiles = F.pad(logits, (0, -len(logits) % 16), value=float('-inf')).view(-1, 16)
+    best, index = tiles.max(-1)
+    tokens = index.to(torch.int32) + torch.arange(0, tiles.numel(), 16, dtype=torch.int32,
+                                                  device=logits.device)
+    return Candidates(logits, torch.stack((best.view(torch.int32), tokens), dim=-1))
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

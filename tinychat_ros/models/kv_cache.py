@@ -15,16 +15,24 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Optional
 
-from tinychat_ros.kernels.ops import LayerCache
+import torch
+from torch import Tensor
+
+from tinychat_ros.kernels import cuda
+from tinychat_ros.kernels.operands import LayerCache
 from tinychat_ros.models.config import ModelConfig
 
 
 def kv_bytes_per_position(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return what one position of one slot takes in all layers, in bytes."""
-    element = torch.empty((), dtype=dtype).element_size()
-    return (2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * element)
+    """
+    Return what one position of one slot takes in all layers, in bytes.
+
+    :param dtype: of keys and values; int8 ones have a scale of fp16 for each head.
+    """
+    row = config.head_dim * dtype.itemsize + (2 if dtype == torch.int8 else 0)
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * row
 
 
 class KVCache:
@@ -32,17 +40,33 @@ class KVCache:
     Keys and values of every layer and slot, each [layers, slots, Hkv, max_seq_len, D].
 
     Who owns a slot, and which tokens lie in it, is the engine's business.
+
+    :param dtype: of keys and values: that of the activations, or int8.
     """
 
     def __init__(self, config: ModelConfig, num_slots: int, max_seq_len: int,
                  dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, max_seq_len,
-                 config.head_dim)
-        self._k = torch.zeros(shape, dtype=dtype, device=device)
-        self._v = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, max_seq_len)
+        self._k, self._v = (torch.zeros(*shape, config.head_dim, dtype=dtype, device=device)
+                            for _ in range(2))
+        self._k_scale, self._v_scale = (
+            torch.zeros(shape, dtype=torch.float16, device=device) if dtype == torch.int8
+            else None for _ in range(2))
+        self._workspace = cuda.attention_workspace(
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim, max_seq_len,
+            device)
         self.num_slots = num_slots
         self.max_seq_len = max_seq_len
 
+    @property
+    def has_kernels(self) -> bool:
+        """Say whether CUDA kernels take the attention over this cache."""
+        return self._workspace is not None
+
     def layer(self, index: int, slot: int) -> LayerCache:
-        """Return views of one layer's keys and values in one slot, each [Hkv, max_seq_len, D]."""
-        return LayerCache(self._k[index, slot], self._v[index, slot])
+        """Return views of one layer's keys and values in one slot."""
+        def view(pool: Optional[Tensor]) -> Optional[Tensor]:
+            return None if pool is None else pool[index, slot]
+
+        return LayerCache(view(self._k), view(self._v), view(self._k_scale), view(self._v_scale),
+                          self._workspace)

@@ -16,13 +16,14 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, Sequence
+from typing import Optional, Protocol, Sequence
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.kernels.linear import Linear
-from tinychat_ros.kernels.ops import RotaryTable
+from tinychat_ros.kernels.operands import RotaryTable
+from tinychat_ros.kernels.packing import TileOrder
 from tinychat_ros.models.config import ModelConfig, RopeConfig
 
 
@@ -32,9 +33,13 @@ class WeightSource(Protocol):
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return a plain tensor of this shape in the compute dtype."""
 
-    def linears(self, names: Sequence[str], out_features: Sequence[int],
-                in_features: int) -> tuple[Linear, ...]:
-        """Return linears that share an input, joined into one where their kinds allow it."""
+    def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
+                order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
+        """
+        Return linears that share an input, joined into one where their kinds allow it.
+
+        :param order: of the rows of all, for the kernels that can make use of it.
+        """
 
 
 def _default_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:

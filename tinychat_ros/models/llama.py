@@ -16,12 +16,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Iterator, Union
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.kernels import ops
 from tinychat_ros.kernels.linear import Linear
+from tinychat_ros.kernels.operands import Candidates
+from tinychat_ros.kernels.packing import CudaTiles, gate_up_order, rotary_order
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.layers import rotary_table, WeightSource
@@ -42,8 +45,8 @@ class LlamaBlock:
     def load(cls, config: ModelConfig, weights: WeightSource, prefix: str) -> LlamaBlock:
         """Read the block whose tensors' names begin with ``prefix``."""
         hidden, inter = config.hidden_size, config.intermediate_size
-        q_size = config.num_attention_heads * config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        q_size, kv_size = heads * config.head_dim, kv_heads * config.head_dim
         attn, mlp = f'{prefix}.self_attn', f'{prefix}.mlp'
 
         def norm(name: str) -> ops.Norm:
@@ -53,28 +56,33 @@ class LlamaBlock:
         return cls(
             attention_norm=norm('input_layernorm'),
             qkv=weights.linears([f'{attn}.{p}_proj' for p in 'qkv'],
-                                [q_size, kv_size, kv_size], hidden),
+                                [q_size, kv_size, kv_size], hidden,
+                                rotary_order(heads + kv_heads, kv_heads, config.head_dim)),
             o_proj=weights.linears([f'{attn}.o_proj'], [hidden], q_size)[0],
             mlp_norm=norm('post_attention_layernorm'),
             gate_up=weights.linears([f'{mlp}.gate_proj', f'{mlp}.up_proj'],
-                                    [inter, inter], hidden),
+                                    [inter, inter], hidden, gate_up_order(inter)),
             down_proj=weights.linears([f'{mlp}.down_proj'], [hidden], inter)[0])
 
     def forward(self, x: Tensor, rope: ops.RotaryTable, cache: ops.LayerCache,
-                start: int) -> Tensor:
+                start: ops.Start) -> Tensor:
         """Run x [T, H] at positions start .. start + T - 1 and append it to the cache."""
         x = ops.linear_residual(self.attend(x, rope, cache, start), self.o_proj, x)
         return ops.linear_residual(self.gated(x), self.down_proj, x)
 
     def attend(self, x: Tensor, rope: ops.RotaryTable, cache: ops.LayerCache,
-               start: int) -> Tensor:
+               start: ops.Start) -> Tensor:
         """Return what ``o_proj`` reads, [T, Hq * D], and append to the cache."""
         q = ops.qkv_rope_append(x, self.attention_norm, self.qkv, rope, cache, start)
-        return ops.attention(q, cache, start + x.shape[0])
+        return ops.attention(q, cache, start)
 
     def gated(self, x: Tensor) -> Tensor:
         """Return what ``down_proj`` reads, [T, I]."""
         return ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
+
+    def linears(self) -> Iterator[Linear]:
+        """Yield the linears in the order in which they run."""
+        yield from (*self.qkv, self.o_proj, *self.gate_up, self.down_proj)
 
 
 class LlamaModel:
@@ -95,6 +103,7 @@ class LlamaModel:
         else:
             self._lm_head = weights.linears(['lm_head'], [vocab], hidden)[0]
         self._rope = rotary_table(config, max_seq_len, device)
+        self._chain_prefetches()
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, cache: KVCache, slot: int, start: int,
@@ -106,9 +115,36 @@ class LlamaModel:
         :param all_logits: return the logits after every token instead of after the last.
         :returns: logits fp32 [V], or [T, V].
         """
-        x = ops.embedding(token_ids, self._embedding)
-        for i, block in enumerate(self._blocks):
-            x = block.forward(x, self._rope, cache.layer(i, slot), start)
+        x = self.hidden(token_ids, cache, slot, start)
         if all_logits:
             return ops.lm_head(x, self._norm, self._lm_head)
         return ops.lm_head(x[-1:], self._norm, self._lm_head)[0]
+
+    @torch.inference_mode()
+    def hidden(self, token_ids: Tensor, cache: KVCache, slot: int, start: ops.Start) -> Tensor:
+        """Append tokens, int32 or int64 [T], to a slot; return what the LM head reads, [T, H]."""
+        if isinstance(start, int) and cache.has_kernels:
+            start = ops.StepState.at(start, token_ids.device)
+        x = ops.embedding(token_ids, self._embedding)
+        for i, block in enumerate(self._blocks):
+            x = block.forward(x, self._rope, cache.layer(i, slot), start)
+        return x
+
+    @torch.inference_mode()
+    def candidates(self, x: Tensor) -> Candidates:
+        """Return what may come after the token of x [1, H], for the sampler on the device."""
+        return ops.candidates(x, self._norm, self._lm_head)
+
+    def _chain_prefetches(self) -> None:
+        """Let each kernel bring the weights that are read next into the cache."""
+        linears = [*(linear for block in self._blocks for linear in block.linears()),
+                   self._lm_head]
+        for linear, following in zip(linears, linears[1:]):
+            if isinstance(linear.weight, CudaTiles):
+                linear.weight.next = _first_read(following.weight)
+
+
+def _first_read(weight: Union[Tensor, CudaTiles, object]) -> Union[Tensor, None]:
+    if isinstance(weight, CudaTiles):
+        return weight.records
+    return weight if isinstance(weight, Tensor) else None

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels.linear import Linear, StoredWeight
+from tinychat_ros.kernels.packing import TileOrder
 from tinychat_ros.models.llama import LlamaBlock
 from tinychat_ros.quantization.recipes import recipe
 
@@ -92,8 +93,8 @@ class _Floats:
         tensor = _floats(self._reader, name, shape)
         return tensor.to(self._device, torch.float32, copy=True)
 
-    def linears(self, names: Sequence[str], out_features: Sequence[int],
-                in_features: int) -> tuple[Linear, ...]:
+    def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
+                order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
         """Return each linear on its own."""
         biases = [f'{name}.bias' for name in names]
         return tuple(Linear(self.tensor(f'{name}.weight', [n, in_features]),

@@ -1,0 +1,141 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The engine on the CUDA kernels, emulated: its text is that of the CPU."""
+
+import pytest
+from tiny_models import (
+    data_path, llama_config, llama_tensors, load_llama, quantize_folder, write_model)
+import torch
+
+from tinychat_ros.engine import graph_runner
+from tinychat_ros.engine.engine import Engine
+from tinychat_ros.engine.request import FinishReason, Request
+from tinychat_ros.engine.sampler import SamplingParams
+from tinychat_ros.errors import CheckpointError
+from tinychat_ros.kernels import extension
+from tinychat_ros.kernels.packing import CudaTiles
+from tinychat_ros.models.kv_cache import KVCache
+
+PROMPT = 'Once upon a time'
+
+
+@pytest.fixture
+def emulated(emulator, monkeypatch):
+    """Give tensors of the CPU the emulated CUDA kernels; a recorded step runs anew each time."""
+    monkeypatch.setattr(extension, 'cuda', lambda device: emulator)
+    monkeypatch.setattr(graph_runner, '_record', lambda step: step)
+
+
+def load(model: str, **options) -> Engine:
+    return Engine.load(data_path(f'models/{model}'), device='cpu', num_slots=2, max_seq_len=64,
+                       num_threads=1, **options)
+
+
+def greedy(engine: Engine, tokens: int, **options) -> list[int]:
+    request = Request(text=PROMPT, raw=True, max_new_tokens=tokens,
+                      sampling=SamplingParams(**options))
+    return [i for chunk in engine.generate(request) for i in chunk.token_ids]
+
+
+@pytest.fixture(scope='module')
+def expected() -> list[int]:
+    return greedy(load('stories260K', dtype='float32'), 24)
+
+
+def test_a_plain_model_tells_the_story_that_the_cpu_tells(expected, emulated):
+    assert greedy(load('stories260K', dtype='float16'), 24) == expected
+
+
+@pytest.mark.parametrize('chunk', [3, 256], ids=['gemv prefill', 'gemm prefill'])
+def test_a_4_bit_model_says_what_its_oracle_says(tmp_path, monkeypatch, request, chunk):
+    path = quantize_folder(data_path('models/stories260K-pad192'), tmp_path / 'w4', 64)
+    expected = greedy(Engine.load(path, device='cpu', max_seq_len=64, num_threads=1), 16)
+    request.getfixturevalue('emulated')
+    engine = Engine.load(path, device='cpu', dtype='float16', max_seq_len=64, prefill_chunk=chunk)
+    assert greedy(engine, 16) == expected
+
+
+class Logits:
+    """A model with every fusion, as the CPU and as the emulated GPU compute it."""
+
+    def __init__(self, path, monkeypatch, emulator) -> None:
+        config = llama_config(head_dim=16, num_attention_heads=6, num_key_value_heads=2,
+                              attention_bias=True)
+        write_model(path / 'fp16', config, llama_tensors(config, dtype=torch.float16))
+        quantized = quantize_folder(path / 'fp16', path / 'w4', 32)
+        self.oracle = load_llama(quantized)
+        monkeypatch.setattr(extension, 'cuda', lambda device: emulator)
+        self.model = load_llama(quantized, torch.float16)
+
+    def compare(self, pieces: list[int], kv_dtype: torch.dtype, tolerance: float) -> None:
+        """Feed a text in pieces; the oracle has it whole."""
+        ids, start = torch.arange(5, 5 + sum(pieces)) * 7 % 96, 0
+        expected = self.oracle.forward(ids, self._cache(torch.float32), 1, 0, all_logits=True)
+        cache = self._cache(kv_dtype)
+        for piece in pieces:
+            found = self.model.forward(ids[start:start + piece], cache, 1, start, all_logits=True)
+            error = (found - expected[start:start + piece]).abs().max() / expected.abs().max()
+            assert error < tolerance
+            start += piece
+
+    def _cache(self, dtype: torch.dtype) -> KVCache:
+        return KVCache(self.model.config, 2, 40, dtype, torch.device('cpu'))
+
+
+@pytest.mark.parametrize('kv_dtype, tolerance', [(torch.float16, 5e-3), (torch.int8, 2e-2)])
+def test_whatever_the_pieces_the_logits_are_those_of_the_oracle(
+        tmp_path, monkeypatch, emulator, kv_dtype, tolerance):
+    logits = Logits(tmp_path, monkeypatch, emulator)
+    assert all(isinstance(linear.weight, CudaTiles)
+               for block in logits.model._blocks for linear in block.linears())
+    logits.compare([9, 1, 8, 1, 1, 17], kv_dtype, tolerance)
+
+
+def test_a_sampled_answer_repeats_with_its_seed_and_only_with_it(emulated):
+    engine = load('stories260K', dtype='float16')
+    first, other, again = (greedy(engine, 12, temperature=1.0, top_k=40, seed=seed)
+                           for seed in (7, 8, 7))
+    assert first == again != other
+
+
+def test_a_repetition_penalty_is_the_cpu_s(emulated, monkeypatch):
+    found = greedy(load('stories260K', dtype='float16'), 16, repetition_penalty=1.3)
+    monkeypatch.undo()
+    assert found == greedy(load('stories260K', dtype='float32'), 16, repetition_penalty=1.3)
+
+
+def test_conversations_in_turn_keep_what_is_in_their_slots(emulated):
+    engine = load('stories260K', dtype='float16')
+    prompts = [Request(text=text, raw=True, max_new_tokens=4, conversation_id=text,
+                       sampling=SamplingParams())
+               for text in ('Once', 'Tim', 'Once', 'Tim')]
+    answers = [[chunk for chunk in engine.generate(prompt)] for prompt in prompts]
+    texts = [''.join(chunk.text for chunk in answer) for answer in answers]
+    assert texts[:2] == texts[2:] and texts[0] != texts[1]
+    assert answers[2][-1].result.cached_tokens > 0
+
+
+def test_a_context_that_fills_up_ends_the_answer(emulated):
+    engine = load('stories260K', dtype='float16')
+    chunks = list(engine.generate(Request(text=PROMPT, raw=True, sampling=SamplingParams())))
+    result = chunks[-1].result
+    assert result.finish_reason == FinishReason.LENGTH
+    assert result.prompt_tokens + result.completion_tokens == 64
+
+
+def test_logits_that_are_no_numbers_are_an_error(emulated):
+    engine = load('stories260K', dtype='float16')
+    engine._runner._model._norm.weight.fill_(float('nan'))
+    with pytest.raises(CheckpointError, match='expected finite numbers'):
+        greedy(engine, 4)

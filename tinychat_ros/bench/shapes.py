@@ -1,0 +1,94 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Well-known model shapes with random weights: speed does not depend on the values."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from tinychat_ros.errors import ConfigError
+from tinychat_ros.kernels.linear import Linear, prepare
+from tinychat_ros.kernels.packing import QuantizedWeight, TileOrder
+from tinychat_ros.models.config import ModelConfig
+
+_LLAMA: Mapping[str, Any] = {'model_type': 'llama', 'max_position_embeddings': 4096,
+                             'vocab_size': 32000, 'rms_norm_eps': 1e-5}
+
+# As their config.json has them.
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    'tinyllama-1.1b': {**_LLAMA, 'hidden_size': 2048, 'intermediate_size': 5632,
+                       'num_hidden_layers': 22, 'num_attention_heads': 32,
+                       'num_key_value_heads': 4, 'max_position_embeddings': 2048},
+    'llama-2-7b': {**_LLAMA, 'hidden_size': 4096, 'intermediate_size': 11008,
+                   'num_hidden_layers': 32, 'num_attention_heads': 32},
+    'llama-2-13b': {**_LLAMA, 'hidden_size': 5120, 'intermediate_size': 13824,
+                    'num_hidden_layers': 40, 'num_attention_heads': 40},
+    'llama-3-8b': {**_LLAMA, 'hidden_size': 4096, 'intermediate_size': 14336,
+                   'num_hidden_layers': 32, 'num_attention_heads': 32,
+                   'num_key_value_heads': 8, 'vocab_size': 128256,
+                   'max_position_embeddings': 8192, 'rope_theta': 500000.0},
+}
+
+# Codes are uniform in 0 to 15, and this is their standard deviation.
+_CODE_DEVIATION = 4.6
+
+
+def shape_config(name: str) -> ModelConfig:
+    """
+    Return the config of a shape.
+
+    :raises ConfigError: there is none of this name.
+    """
+    if name not in SHAPES:
+        raise ConfigError(f"shape: expected one of {', '.join(SHAPES)}, got {name!r}")
+    return ModelConfig.from_dict(SHAPES[name])
+
+
+class RandomWeights:
+    """
+    A models.layers.WeightSource of W4 linears and a plain LM head, made on the device.
+
+    :param dtype: of plain weights and activations.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, group_size: int = 128) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._group_size = group_size
+
+    def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return ones for a norm, else values that keep the deviation of what they multiply."""
+        if len(shape) == 1:
+            return torch.ones(*shape, dtype=self._dtype, device=self._device)
+        values = torch.empty(*shape, dtype=self._dtype, device=self._device)
+        return values.normal_(std=shape[-1] ** -0.5)
+
+    def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
+                order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
+        """Return one linear of all the rows."""
+        n = sum(out_features)
+        if names == ['lm_head']:
+            return (Linear(self.tensor('lm_head', [n, in_features])),)
+        return (prepare(self._quantized(n, in_features), None, order, dtype=self._dtype),)
+
+    def _quantized(self, n: int, k: int) -> QuantizedWeight:
+        groups = k // self._group_size
+        scale = k ** -0.5 / _CODE_DEVIATION
+        return QuantizedWeight(
+            torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, device=self._device),
+            torch.full((n, groups), scale, dtype=torch.float16, device=self._device),
+            torch.full((n, groups), 8, dtype=torch.uint8, device=self._device), self._group_size)

@@ -1,0 +1,81 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How long things take on a device: warmed up, many times, the median with its spread."""
+
+from __future__ import annotations
+
+from statistics import quantiles
+import time
+from typing import Callable, Iterator, NamedTuple
+
+import torch
+
+_WARM_UP = 3
+
+
+class Timing(NamedTuple):
+    """Seconds that a call took."""
+
+    median: float
+    p10: float
+    p90: float
+
+    def scaled(self, factor: float) -> Timing:
+        """Return all of it times a factor."""
+        return Timing(*(factor * seconds for seconds in self))
+
+
+def timed(work: Callable[[], object], device: torch.device, repeats: int = 20,
+          graph: bool = False) -> Timing:
+    """
+    Time calls of ``work``.
+
+    :param graph: record what it launches on a GPU once and time the replays, so that nothing of
+        the host is in the figure.
+    """
+    if device.type == 'cuda' and graph:
+        work = _recorded(work)
+    for _ in range(_WARM_UP):
+        work()
+    seconds = list((_gpu_seconds if device.type == 'cuda' else _host_seconds)(work, repeats))
+    deciles = quantiles(seconds, n=10, method='inclusive') if repeats > 1 else seconds * 9
+    return Timing(deciles[4], deciles[0], deciles[8])
+
+
+def _recorded(work: Callable[[], object]) -> Callable[[], object]:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        work()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        work()
+    return graph.replay
+
+
+def _gpu_seconds(work: Callable[[], object], repeats: int) -> Iterator[float]:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(repeats):
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        yield begin.elapsed_time(end) / 1000
+
+
+def _host_seconds(work: Callable[[], object], repeats: int) -> Iterator[float]:
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        yield time.perf_counter() - begin

@@ -1,0 +1,142 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Runs a model on a GPU: a decode step, from the embedding to the sampled token, is one CUDA graph.
+
+The graph reads slot, position and token from device memory and leaves the next token there, so
+that steps follow one another without the host, which keeps one step ahead of the tokens that it
+has read. Each token also lands in host memory, beside its number.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Callable, Iterator, Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+
+from tinychat_ros.engine.model_runner import ModelRunner
+from tinychat_ros.engine.sampler import not_finite, SamplingParams
+from tinychat_ros.kernels import cuda
+from tinychat_ros.kernels.operands import Candidates, StepState
+from tinychat_ros.models.kv_cache import KVCache
+from tinychat_ros.models.llama import LlamaModel
+
+# Tokens that may be on their way to the host; two are.
+_RING_SIZE = 8
+
+# A SamplingState of csrc/cuda/launchers.h.
+_PARAMS = struct.Struct('<4fiII')
+
+
+class GraphRunner:
+    """
+    A model, its KV cache and the GPU they are on; the interface is that of ModelRunner.
+
+    :param prefill_chunk: tokens per piece of a prefill; between pieces it can be interrupted.
+    """
+
+    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device,
+                 prefill_chunk: int) -> None:
+        self._model = model
+        self._cache = cache
+        self._device = device
+        self._prefill_chunk = prefill_chunk
+        self._state = torch.zeros(4, dtype=torch.int32, device=device)
+        self._params = torch.zeros(_PARAMS.size, dtype=torch.uint8, device=device)
+        self._seen = torch.zeros(model.config.vocab_size, dtype=torch.uint8, device=device)
+        self._ring = torch.zeros(_RING_SIZE, dtype=torch.int64, pin_memory=device.type == 'cuda')
+        self._replay = _record(self._step)
+
+    def prefill(self, token_ids: Sequence[int], slot: int, start: int,
+                interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
+        """See ModelRunner.prefill; what it returns for :meth:`tokens` is [1, H]."""
+        last, done = None, 0
+        while done < len(token_ids):
+            if interrupted():
+                return done, None
+            piece = token_ids[done:done + self._prefill_chunk]
+            ids = torch.tensor(piece, dtype=torch.int32).to(self._device)
+            last = self._model.hidden(ids, self._cache, slot, start + done)[-1:]
+            done += len(piece)
+        return done, last
+
+    def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
+               context: Sequence[int]) -> Iterator[int]:
+        """See ModelRunner.tokens. One step more than was asked for may run, if there is room."""
+        self._begin(slot, position, sampling, context)
+        self._sample(self._model.candidates(last))
+        step = 0
+        while True:
+            # The step behind token `step`, whose place is position + step, runs as it is read.
+            if position + step < self._cache.max_seq_len:
+                self._replay()
+            yield self._read(step)
+            step += 1
+
+    def _begin(self, slot: int, position: int, sampling: SamplingParams,
+               context: Sequence[int]) -> None:
+        """Prepare the device's memory for an answer."""
+        # A step that the last answer left behind must not write into this one's ring.
+        cuda.synchronize(self._device)
+        self._ring.zero_()
+        seed = torch.seed() if sampling.seed is None else sampling.seed
+        params = _PARAMS.pack(sampling.temperature, sampling.top_p, sampling.min_p,
+                              sampling.repetition_penalty, sampling.top_k,
+                              seed & 0xffffffff, seed >> 32 & 0xffffffff)
+        self._params.copy_(torch.frombuffer(bytearray(params), dtype=torch.uint8))
+        # The sampler counts position and step on.
+        self._state.copy_(torch.tensor([slot, position - 1, 0, 0], dtype=torch.int32))
+        self._seen.zero_()
+        if sampling.repetition_penalty != 1.0:
+            self._seen[torch.tensor(sorted(set(context)), device=self._device)] = 1
+
+    def _step(self) -> None:
+        """Run the token of the state and sample the next one, all on the device."""
+        x = self._model.hidden(self._state[2:3], self._cache, 0, StepState(self._state))
+        self._sample(self._model.candidates(x))
+
+    def _sample(self, candidates: Candidates) -> None:
+        cuda.sample(self._state, candidates, self._params, self._seen, self._ring)
+
+    def _read(self, step: int) -> int:
+        """
+        Wait for a token.
+
+        :raises CheckpointError: the logits were not numbers.
+        """
+        token = cuda.wait_for_token(self._ring, step, self._device)
+        if token < 0:
+            raise not_finite('NaN or infinity')
+        return token
+
+
+def make_runner(model: LlamaModel, cache: KVCache, device: torch.device,
+                prefill_chunk: int) -> Union[ModelRunner, GraphRunner]:
+    """Return the runner for a model: with graphs, where kernels take all that needs a position."""
+    graphs = cache.has_kernels and model.dtype in cuda.DTYPES
+    return (GraphRunner if graphs else ModelRunner)(model, cache, device, prefill_chunk)
+
+
+def _record(step: Callable[[], None]) -> Callable[[], None]:
+    """Record what a step launches as a CUDA graph and return what replays it."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()  # Libraries set themselves up on their first call, which cannot be recorded.
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
