@@ -12,8 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// What attention over one token and over many have in common: tiles of a KV cache in shared memory,
-// and the attention of 16 queries of one KV head over them by one warp (FlashAttention-2).
+// What the attention of one token and of many have in common: tiles of a KV cache in shared
+// memory, and what a warp makes of them for 16 queries (the algorithm is FlashAttention-2's).
 
 #pragma once
 
@@ -50,18 +50,18 @@ __device__ KvRows<Kv> kv_rows(const KvCache& cache, void* values, void* scales, 
           static_cast<int>(cache.head_dim)};
 }
 
-// Positions of a KvRows that follow one another. A row has an odd number of chunks of 16 bytes, so
-// that the eight rows of an ldmatrix lie in different banks. A head_dim below kHeadDim leaves
-// zeros, which clear() has to put there. Copies begin at multiples of 16 bytes of global memory,
-// and scales need not: that of the first position is at [skew].
+// kPositions of a KvRows that follow one another. A row takes an odd number of chunks of 16 bytes,
+// so that the eight rows of an ldmatrix lie in different banks. What a head_dim below kHeadDim
+// leaves of it has to be cleared. Scales come in whole chunks of the cache, which are multiples of
+// 16 bytes there: the one of the first position is at [skew].
 template <typename Kv, int kHeadDim, int kPositions>
 struct Tile {
-  static constexpr int kSize = kPositions;
   static constexpr int kChunkValues = 16 / sizeof(Kv);
   static constexpr int kChunks = kHeadDim / kChunkValues;
+  static constexpr int kScales = kPositions + 8;
 
   alignas(16) unsigned char rows[kPositions][(kChunks | 1) * 16];
-  half scales[kPositions + 8];
+  half scales[kScales];
 
   __device__ const unsigned char* chunk(int position, int chunk) const {
     return &rows[position][chunk * 16];
@@ -75,8 +75,8 @@ __device__ void clear(Tiles* tiles, int count, int thread, int threads) {
   for (int i = thread; i < size; i += threads) chunks[i] = make_uint4(0, 0, 0, 0);
 }
 
-// Begins to copy a chunk of a row of which `left` values are left. Rows of 8, 24, 40... int8 values
-// do not begin at multiples of 16 bytes.
+// Begins to copy a chunk of a row that has `left` more values. Rows of 8, 24, 40... int8 values do
+// not begin at multiples of 16 bytes.
 template <typename Kv>
 __device__ void copy_chunk(unsigned char* to, const Kv* from, int head_dim, int left) {
   if constexpr (sizeof(Kv) == 1) {
@@ -91,10 +91,10 @@ __device__ void copy_chunk(unsigned char* to, const Kv* from, int head_dim, int 
 }
 
 // The scales of `count` positions from the first on, and zeros behind them.
-template <typename Tile>
-__device__ void load_scales(Tile& tile, const half* scales, int skew, int count, int thread,
+template <typename To>
+__device__ void load_scales(To& tile, const half* scales, int skew, int count, int thread,
                             int threads) {
-  for (int chunk = thread; chunk < Tile::kSize / 8 + 1; chunk += threads) {
+  for (int chunk = thread; chunk < To::kScales / 8; chunk += threads) {
     const int first = chunk * 8 - skew;
     if (first + 8 <= count) {
       cp_async_16(&tile.scales[chunk * 8], scales + first);
@@ -145,8 +145,9 @@ __device__ uint32_t pack(float low, float high) {
   }
 }
 
-// Bytes kLow and kHigh of four int8 values as a pair of T. In front of the byte stands what makes
-// 2^n + its lower 7 bits of it, n the last place of T's mantissa or above; its sign is taken off.
+// Bytes kLow and kHigh of four int8 values as a pair of T. The upper byte of 1024 in fp16, of 128
+// in bf16, in front of the lower 7 bits of a value adds them to it; in front of the sign bit it
+// makes what has to be taken off again, 128 more for a negative value.
 template <typename T, int kLow, int kHigh>
 __device__ uint32_t widen(uint32_t codes) {
   using Pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
@@ -169,7 +170,7 @@ class WarpAttention {
   // Beside a long head's results there are no registers for its queries. Their operands lie in
   // shared memory, where the lane that reads one has written it.
   static constexpr bool kKeeps = kHeadDim > 128;
-  using Kept = uint4[kKeeps ? kHeadDim / 16 : 1][kWarp];
+  using Kept = uint4[kKeeps ? kHeadDim / 16 * kWarp : 1];
 
   // `rows` queries, `stride` values apart; the others are zeros. `kept` is the warp's own.
   __device__ WarpAttention(const T* q, int64_t stride, int rows, int head_dim, Kept& kept)
@@ -268,7 +269,7 @@ class WarpAttention {
     return kInt8 ? static_cast<float>(tile.scales[position]) : 1.0f;
   }
 
-  __device__ uint4* query(int j) { return kKeeps ? &kept_[j][lane()] : &q_[j]; }
+  __device__ uint4* query(int j) { return kKeeps ? &kept_[j * kWarp + lane()] : &q_[j]; }
 
   __device__ void multiply_keys(const Source& keys, Scores& scores) {
 #pragma unroll

@@ -76,7 +76,7 @@ struct Shapes {
     Tile<Kv, kHeadDim, kPositions> keys[kStages];
     Tile<Kv, kHeadDim, kPositions> values[kStages];
   };
-  // The parts of the warps, once the rings are read. A part is 8 banks further than the one before.
+  // Of the warps, in place of the rings. Each part begins 8 banks behind the one before.
   using Parts = float[kWarps][kQueryRows][kHeader + kHeadDim];
   struct Shared {
     union {

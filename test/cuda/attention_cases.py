@@ -51,7 +51,7 @@ class Cache:
             head_dim=head_dim, state=address(state))
 
     def rows(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return the first keys and values of slot 1 in fp32, each [kv_heads, length, head_dim]."""
+        """Return the first keys and values of slot 1, fp32 [kv_heads, length, head_dim]."""
         return (_dequantized(self.k, self.k_scale)[SLOT, :, :length],
                 _dequantized(self.v, self.v_scale)[SLOT, :, :length])
 
@@ -132,4 +132,4 @@ def assert_close(out: Tensor, expected: Tensor) -> None:
 
 
 def _dequantized(values: Tensor, scales: Optional[Tensor]) -> Tensor:
-    return values.float() if scales is None else values.float() * scales.float()[..., None]
+    return values.float() if scales is None else reference.dequantize_kv(values, scales)

@@ -54,7 +54,8 @@ void run_attention(int64_t head_dim, bool int8, DType dtype) {
   AttentionArrays arrays;
   const KvCache cache = arrays.cache(kKvHeads, kLength, head_dim, int8);
   const int64_t row = kHeads * head_dim * 2;
-  std::vector<char> q(kTokens * row), out(q), qkv(kTokens * (kHeads + 2 * kKvHeads) * head_dim * 2);
+  const int64_t qkv_row = (kHeads + 2 * kKvHeads) * head_dim * 2;
+  std::vector<char> q(kTokens * row), out(q), qkv(kTokens * qkv_row);
   std::vector<float> cos(kLength * head_dim / 2), sin(cos);
   std::vector<char> workspace(decode_attention_workspace(kHeads, kKvHeads, head_dim, kLength));
   arrays.state = {0, kLength - kTokens + 1, 0, 0};

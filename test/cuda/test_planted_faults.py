@@ -79,7 +79,7 @@ def check_w4_gemm(kernels) -> None:
 
 
 def check_decode_attention(kernels) -> None:
-    cache = filled_cache(kernels, 1, 701, 16, FP16, False, 700)
+    cache = filled_cache(kernels, 1, 701, 16, FP16, True, 700)
     check_decode(kernels, cache, 2, 700, FP16)
 
 
@@ -113,10 +113,9 @@ FAULTS = (
         'padding': ('column < product.k ?', 'true ?')}),
     ('csrc/cuda/decode_attention.cu', check_decode_attention, {
         'wait': ('2 * kStages - 1', '2 * kStages'),
-        'barrier': ('    __syncwarp();\n    load(ring.keys', '    load(ring.keys'),
-        'last split': ('splits - 1;', 'splits - 2;')}),
-    ('csrc/cuda/attention.cuh', check_prefill_attention, {
-        'softmax': ('sum_[row] *= correction', 'sum_[row] += 0 * correction')}),
+        'barrier': ('    __syncwarp();\n  };', '  };'),
+        'last split': ('splits - 1;', 'splits - 2;'),
+        'merge': ('exp2f(max - top)', '1.0f')}),
     ('csrc/cuda/prefill_attention.cu', check_prefill_attention, {
         'barrier': ('    __syncthreads();\n    load(', '    load('),
         'mask': ('row + 8, first', 'row, first')}),

@@ -63,7 +63,8 @@ def check(kernels, head_dim, dtype, int8, tokens=3, heads=4, kv_heads=2, start=5
     k, v = rotated[:, heads:], qkv[:fitting, heads + kv_heads:]
     assert torch.equal(q[:fitting], rotated[:, :heads])
     assert q[fitting:].isnan().all()
-    for x, values, scales in ((k, expected.k, expected.k_scale), (v, expected.v, expected.v_scale)):
+    for x, values, scales in ((k, expected.k, expected.k_scale),
+                              (v, expected.v, expected.v_scale)):
         x = x.transpose(0, 1)
         if int8:
             x, scales[SLOT, :, start:start + fitting] = reference.quantize_kv(x)

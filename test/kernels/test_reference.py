@@ -132,6 +132,35 @@ def test_a_value_that_is_no_number_makes_nan_of_its_token_alone(value):
     assert out[0].isnan().all() and out[1].isfinite().all()
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, *_HALF])
+def test_quantized_keys_are_within_half_a_step_of_themselves(dtype):
+    x = _random(4, 50, 32).to(dtype)
+    q, scale = reference.quantize_kv(x)
+    assert (q.dtype, scale.dtype, scale.shape) == (torch.int8, torch.float16, (4, 50))
+    error = (reference.dequantize_kv(q, scale) - x.float()).abs()
+    # The largest value is clamped to 127 steps, each of which rounding may have made shorter.
+    assert (error <= scale.float()[..., None] * 0.57).all()
+    assert (q.abs().amax(-1) >= 126).all()
+
+
+@pytest.mark.parametrize('largest', [0.0, 1e-6])
+def test_keys_too_small_for_a_scale_are_zeros(largest):
+    q, scale = reference.quantize_kv(torch.tensor([largest, -largest]))
+    assert q.tolist() == [0, 0] and scale.item() == 0.0
+
+
+def test_the_scale_of_tiny_keys_may_be_so_short_that_codes_are_clamped():
+    q, scale = reference.quantize_kv(torch.tensor([1.1e-5, -1.1e-5, 5.9e-6]))
+    assert q.tolist() == [127, -127, 99] and scale.item() == 2.0 ** -24
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), 1e30])
+def test_keys_that_no_scale_fits_become_nan(value):
+    x = torch.tensor([[1.0, value], [1.0, 2.0]])
+    keys = reference.dequantize_kv(*reference.quantize_kv(x))
+    assert keys[0].isnan().all() and keys[1].isfinite().all()
+
+
 def test_an_int8_linear_sums_exact_integers():
     """At K = 2000, fp32 would round sums of products of 127."""
     q = torch.randint(-127, 128, (6, 2000), generator=torch.Generator().manual_seed(0))

@@ -99,7 +99,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Quantize keys or values x [..., D] symmetrically, each row of D by its own scale: x = q * scale.
+    Quantize keys or values x [..., D] symmetrically, each row by its own scale: x = q * scale.
 
     A row whose scale rounds to zero gets zeros. One that holds NaN or infinity, or whose scale
     fp16 cannot hold, gets zeros and a scale that makes NaN of every product.
