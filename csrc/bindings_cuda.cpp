@@ -64,16 +64,16 @@ LogitsOutput logits_output(Address logits, Address best) {
 }
 
 void bind_structures(py::module_& module) {
-  py::class_<W4Input>(module, "W4Input")
+  py::class_<W4Input>(module, "W4Input", py::module_local())
       .def(py::init(&w4_input), py::kw_only(), py::arg("x"), py::arg("records"),
            py::arg("bias") = 0, py::arg("norm_weight") = 0, py::arg("norm_eps") = 0.0f,
            py::arg("m"), py::arg("n"), py::arg("k"), py::arg("group_size"), py::arg("next") = 0,
            py::arg("next_bytes") = 0, py::arg("dtype"), py::arg("stream"));
-  py::class_<KvCache>(module, "KvCache")
+  py::class_<KvCache>(module, "KvCache", py::module_local())
       .def(py::init(&kv_cache), py::kw_only(), py::arg("k"), py::arg("v"),
            py::arg("k_scale") = 0, py::arg("v_scale") = 0, py::arg("kv_heads"),
            py::arg("max_seq_len"), py::arg("head_dim"), py::arg("state"));
-  py::class_<Rotary>(module, "Rotary")
+  py::class_<Rotary>(module, "Rotary", py::module_local())
       .def(py::init(&rotary), py::kw_only(), py::arg("cos"), py::arg("sin"));
 }
 
@@ -222,6 +222,16 @@ void bind_ends(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_measurement(py::module_& module) {
+  module.attr("READ_MARK") = kReadMark;
+  module.def(
+      "read_bytes",
+      [](Address data, int64_t bytes, Address sink, Address stream) {
+        read_bytes(pointer(data), bytes, pointer(sink), pointer(stream));
+      },
+      py::kw_only(), py::arg("data"), py::arg("bytes"), py::arg("sink"), py::arg("stream"));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& module) {
@@ -230,6 +240,7 @@ void bind_cuda(py::module_& module) {
   bind_w4(module);
   bind_attention(module);
   bind_ends(module);
+  bind_measurement(module);
 }
 
 }  // namespace tinychat

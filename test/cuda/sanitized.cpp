@@ -42,6 +42,13 @@ void run_primitives() {
   }
 }
 
+void run_read_bytes() {
+  for (int64_t bytes : {16, 65536, 65552, 4 * 65536 + 16}) {
+    std::vector<char> data(bytes), sink(4);
+    read_bytes(data.data(), bytes, sink.data(), nullptr);
+  }
+}
+
 }  // namespace
 }  // namespace tinychat
 
@@ -53,5 +60,6 @@ int main(int argc, char**) {
     }
   }
   tinychat::run_primitives();
+  tinychat::run_read_bytes();
   std::puts("clean");
 }

@@ -19,6 +19,7 @@ from backend import Backend
 import emulator_build
 import pytest
 import rms_norm_cases
+import test_bandwidth
 from test_primitives import check_matmul, check_ring_copy
 import torch
 
@@ -39,6 +40,12 @@ def check_rms_norm(emulator) -> None:
                          residual=False)
 
 
+def check_bandwidth(emulator) -> None:
+    for place in (test_bandwidth.TILE - 1, 4 * test_bandwidth.TILE + 19):
+        test_bandwidth.test_a_mark_anywhere_is_found(
+            Backend(emulator, torch.device('cpu')), place)
+
+
 def check_product(emulator) -> None:
     check_matmul(emulator, torch.float16)
 
@@ -56,7 +63,9 @@ def check_copy(emulator) -> None:
      check_copy),
     ('test/cuda/primitives.cu', '    __syncthreads();\n    begin_step', '    begin_step',
      check_copy),
-], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier'])
+    ('csrc/cuda/bandwidth.cu', 'i < packs', 'i + 1 < packs', check_bandwidth),
+    ('csrc/cuda/bandwidth.cu', 'i * kThreads', 'i', check_bandwidth),
+], ids=['barrier', 'sum', 'shuffle', 'index', 'wait', 'ring barrier', 'end', 'stride'])
 def test_a_planted_fault_is_found(buildable, emulator, tmp_path, path, right, wrong, check):
     assert not fails(check, emulator)
     for folder in ('csrc', 'test/cuda'):
