@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple, Optional, Sequence
 
 from tinychat_ros.bench.timing import Timing
 
@@ -124,4 +124,3 @@ def _prefill(prefill: Prefill, measured: Measured) -> dict[str, Any]:
     return {'tokens': prefill.tokens, 'tokens_per_second': prefill.tokens / seconds,
             'milliseconds': 1e3 * seconds,
             'fraction_of_matrix_rate': operations / seconds / measured.matrix_rate}
-

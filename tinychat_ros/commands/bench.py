@@ -92,7 +92,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError('group-size: expected with it a shape, got a model, which has its own')
     if args.plot:
         require_matplotlib('plot')
-        if not Path(args.plot).absolute().parent.is_dir():
+        path = Path(args.plot).absolute()
+        if path.is_dir() or not path.parent.is_dir():
             raise ConfigError(f'plot: expected a file in a folder that exists, got {args.plot}')
 
 
