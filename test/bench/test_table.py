@@ -20,12 +20,14 @@ from tinychat_ros.bench.table import plot, table
 
 
 def document() -> dict:
-    return {'device': 'cpu', **figures(MEASURED)}
+    return {'device': 'cpu', 'gpu': None, **figures(MEASURED)}
 
 
 def test_the_table_has_a_line_for_every_row_and_every_single_figure():
     lines = table(document())
-    assert lines[0].split() == ['device', 'cpu']
+    assert [line.split() for line in lines[:4]] == [
+        ['device', 'cpu'], ['gpu', '-'], ['read_bandwidth_gbs', '100'],
+        ['copy_bandwidth_gbs', '80']]
     kernels = lines.index('') + 1
     assert lines[kernels].split()[:4] == ['kernel', 'm', 'n', 'k']
     assert lines[kernels + 1].split() == [
@@ -33,7 +35,7 @@ def test_the_table_has_a_line_for_every_row_and_every_single_figure():
     assert [line.split()[0] for line in lines[kernels + 1:kernels + 5]] == [
         'qkv', 'attention@4', 'attention@64', 'lm_head']
     assert len({len(line) for line in lines[kernels:kernels + 5]}) == 1
-    assert len(lines) == 7 + 3 * 2 + 4 + 2 + 1
+    assert len(lines) == 8 + 3 * 2 + 4 + 2 + 1
 
 
 def test_what_was_not_measured_is_a_dash():

@@ -18,6 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tinychat_ros.kernels import cuda, extension
+
 TILE = 512 * 8 * 4
 
 
@@ -49,3 +51,9 @@ def test_nothing_behind_the_end_is_read(kernels):
     words[-4:] = kernels.module.READ_MARK
     words[-1] = 0
     assert not is_found(kernels, words[:-4])
+
+
+def test_the_package_reads_through_it(kernels, monkeypatch):
+    monkeypatch.setattr(extension, 'cuda', lambda device: kernels.module)
+    cuda.read(kernels.put(torch.zeros(TILE + 4, dtype=torch.int32)))
+    cuda.synchronize(kernels.device)

@@ -42,7 +42,8 @@ def table(document: Mapping[str, Any]) -> list[str]:
 
     :param document: what figures.figures gives, and any keys beside it.
     """
-    lines = [f'{key:22} {value}' for key, value in document.items() if key not in _COLUMNS]
+    lines = [f"{key:22} {_cell(value, '.4g' if isinstance(value, float) else '')}"
+             for key, value in document.items() if key not in _COLUMNS]
     for key, columns in _COLUMNS.items():
         cells = [[title for title, _, _ in columns]]
         cells += [[_cell(row[name], form) for _, name, form in columns] for row in document[key]]
