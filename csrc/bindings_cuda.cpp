@@ -222,6 +222,16 @@ void bind_ends(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_measurement(py::module_& module) {
+  module.attr("READ_MARK") = kReadMark;
+  module.def(
+      "read_bytes",
+      [](Address data, int64_t bytes, Address sink, Address stream) {
+        read_bytes(pointer(data), bytes, pointer(sink), pointer(stream));
+      },
+      py::kw_only(), py::arg("data"), py::arg("bytes"), py::arg("sink"), py::arg("stream"));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& module) {
@@ -230,6 +240,7 @@ void bind_cuda(py::module_& module) {
   bind_w4(module);
   bind_attention(module);
   bind_ends(module);
+  bind_measurement(module);
 }
 
 }  // namespace tinychat

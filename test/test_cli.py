@@ -128,7 +128,7 @@ def test_every_option_has_a_help_text():
     parser = cli.build_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     assert set(commands.choices) == {'chat', 'generate', 'quantize', 'perplexity',
-                                     'inspect', 'doctor'}
+                                     'inspect', 'bench', 'doctor'}
     for command in commands.choices.values():
         assert all(action.help for action in command._actions)
         assert '--json' in command.format_help()

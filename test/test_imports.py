@@ -47,7 +47,7 @@ HOMES = {
     'std_msgs': ROS_HOMES,
     'tinychat_msgs': ROS_HOMES,
     'jinja2': ('engine/chat_template.py', 'quantization/report.py'),
-    'matplotlib': ('quantization/report.py',),
+    'matplotlib': ('quantization/report.py', 'bench/table.py'),
     'safetensors': ('checkpoint/',),
     'sentencepiece': ('engine/tokenizer.py',),
     'tinychat_kernels': ('kernels/extension.py',),

@@ -156,7 +156,7 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32,
 
 def run_llama(model: LlamaModel, token_ids: Sequence[int], piece: int = 0) -> Tensor:
     """Return the logits fp32 [T, V] of a text that is fed in pieces; 0 feeds it whole."""
-    weight = model._embedding
+    weight = model.embedding
     cache = KVCache(model.config, 1, len(token_ids), weight.dtype, weight.device)
     piece = piece or len(token_ids)
     starts = range(0, len(token_ids), piece)

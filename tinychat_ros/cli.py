@@ -21,7 +21,7 @@ import os
 import sys
 from typing import NoReturn, Optional, Sequence
 
-from tinychat_ros.commands import chat, doctor, inspect, perplexity, quantize
+from tinychat_ros.commands import bench, chat, doctor, inspect, perplexity, quantize
 from tinychat_ros.commands.common import FAILED, print_error, WRONG_USAGE
 from tinychat_ros.errors import ConfigError, InvalidRequestError, PromptTooLongError
 
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog='tinychat', description='Run a 4-bit large language model on this machine. Exit '
         'codes: 0, 1 (failed), 2 (wrong usage).')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (chat, quantize, perplexity, inspect, doctor):
+    for module in (chat, quantize, perplexity, inspect, bench, doctor):
         module.add(commands)
     return parser
 

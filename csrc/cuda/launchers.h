@@ -244,4 +244,15 @@ int32_t wait_for_token(const uint64_t* ring,  // [ring_size]
                        int64_t step,          //
                        void* stream);
 
+// ---- measurement -------------------------------------------------------------------------------
+
+constexpr uint32_t kReadMark = 0x5eed0bed;
+
+// Reads an array once. A thread whose words, combined by exclusive or, are kReadMark writes that
+// to the sink, so that no read can be left out.
+void read_bytes(const void* data,  // [bytes]
+                int64_t bytes,     // a multiple of 16
+                void* sink,        // [4]
+                void* stream);
+
 }  // namespace tinychat

@@ -148,10 +148,10 @@ def test_int8_activations_are_those_of_4_bit_linears_in_groups_of_a_tile(
                           head_dim=64)
     awq, _ = _quantize(config, llama_tensors(config), group, lambda name: 'gate' in name)
     write_model(tmp_path, config, awq)
-    [block] = load_llama(tmp_path, int8_activations=True)._blocks
+    [block] = load_llama(tmp_path, int8_activations=True).blocks
     assert [x.activation_group for x in (*block.qkv, block.o_proj, *block.gate_up)] == [
         expected, expected, 0, expected]
-    assert load_llama(tmp_path)._blocks[0].o_proj.activation_group == 0
+    assert load_llama(tmp_path).blocks[0].o_proj.activation_group == 0
 
 
 def test_int8_activations_of_a_model_without_4_bit_linears_are_refused(tmp_path):

@@ -190,6 +190,13 @@ void run_w4_gemm(int64_t m, int64_t n, int64_t k, int group_size, DType dtype) {
   w4_gemm(input, QkvOutput{q.data(), cache, {angles.data(), angles.data()}, heads});
 }
 
+void run_read_bytes() {
+  for (int64_t bytes : {16, 65536, 65552, 4 * 65536 + 16}) {
+    std::vector<char> data(bytes), sink(4);
+    read_bytes(data.data(), bytes, sink.data(), nullptr);
+  }
+}
+
 }  // namespace
 }  // namespace tinychat
 
@@ -214,5 +221,6 @@ int main(int argc, char**) {
     tinychat::run_w4_gemm(33, 48, 200, 128, dtype);
     tinychat::run_w4_gemm(130, 144, 96, 32, dtype);
   }
+  tinychat::run_read_bytes();
   std::puts("clean");
 }

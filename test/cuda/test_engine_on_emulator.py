@@ -98,7 +98,7 @@ def test_whatever_the_pieces_the_logits_are_those_of_the_oracle(
         tmp_path, monkeypatch, emulator, kv_dtype, tolerance):
     logits = Logits(tmp_path, monkeypatch, emulator)
     assert all(isinstance(linear.weight, CudaTiles)
-               for block in logits.model._blocks for linear in block.linears())
+               for block in logits.model.blocks for linear in block.linears())
     logits.compare([9, 1, 8, 1, 1, 17], kv_dtype, tolerance)
 
 

@@ -20,6 +20,7 @@ from backend import Backend
 import emulator_build
 import pytest
 import rms_norm_cases
+import test_bandwidth
 import test_layer_norm
 import test_lm_head
 from test_primitives import check_matmul, check_ring_copy
@@ -58,6 +59,11 @@ def check_filters(kernels) -> None:
     params = test_sampler.params_of('all')
     for step in range(4):
         test_sampler.check(kernels, test_sampler.random_logits(512), params, step=step)
+
+
+def check_bandwidth(kernels) -> None:
+    for place in (test_bandwidth.TILE - 1, 4 * test_bandwidth.TILE + 19):
+        test_bandwidth.test_a_mark_anywhere_is_found(kernels, place)
 
 
 def check_product(kernels) -> None:
@@ -126,6 +132,9 @@ FAULTS = (
         'barrier': ('    __syncthreads();  // All have read the bins.\n', '')}),
     ('csrc/cuda/sampler.cu', test_sampler.check_many_best, {
         'carry': ('high[bin], 1u', 'high[bin], 0u')}),
+    ('csrc/cuda/bandwidth.cu', check_bandwidth, {
+        'end': ('i < packs', 'i + 1 < packs'),
+        'stride': ('i * kThreads', 'i')}),
 )
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tinychat_ros.errors import ConfigError
 from tinychat_ros.kernels.linear import Linear, prepare
-from tinychat_ros.kernels.packing import QuantizedWeight, TileOrder
+from tinychat_ros.kernels.packing import (
+    QuantizedWeight, record_bytes, RECORD_COLUMNS, RECORD_ROWS, TileOrder)
 from tinychat_ros.models.config import ModelConfig
 
 _LLAMA: Mapping[str, Any] = {'model_type': 'llama', 'max_position_embeddings': 4096,
@@ -56,6 +57,15 @@ def shape_config(name: str) -> ModelConfig:
     if name not in SHAPES:
         raise ConfigError(f"shape: expected one of {', '.join(SHAPES)}, got {name!r}")
     return ModelConfig.from_dict(SHAPES[name])
+
+
+def shape_bytes(config: ModelConfig, dtype: torch.dtype, group_size: int) -> int:
+    """Return about what the weights of RandomWeights take, in bytes."""
+    hidden, heads = config.hidden_size, config.num_attention_heads + config.num_key_value_heads
+    linears = 2 * hidden * heads * config.head_dim + 3 * hidden * config.intermediate_size
+    per_record = record_bytes(group_size) / (RECORD_ROWS * RECORD_COLUMNS)
+    plain = (1 if config.tie_word_embeddings else 2) * config.vocab_size * hidden
+    return int(linears * config.num_hidden_layers * per_record) + plain * dtype.itemsize
 
 
 class RandomWeights:

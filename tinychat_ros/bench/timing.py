@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from statistics import quantiles
 import time
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import torch
+
+from tinychat_ros.kernels import cuda
 
 _WARM_UP = 3
 
@@ -36,10 +38,16 @@ class Timing(NamedTuple):
         return Timing(*(factor * seconds for seconds in self))
 
 
+def summary(seconds: Sequence[float]) -> Timing:
+    """Return the median of some calls with its spread."""
+    deciles = quantiles(seconds, n=10, method='inclusive') if len(seconds) > 1 else seconds * 9
+    return Timing(deciles[4], deciles[0], deciles[8])
+
+
 def timed(work: Callable[[], object], device: torch.device, repeats: int = 20,
           graph: bool = False) -> Timing:
     """
-    Time calls of ``work``.
+    Time calls of ``work``, on a GPU by its own clock.
 
     :param graph: record what it launches on a GPU once and time the replays, so that nothing of
         the host is in the figure.
@@ -48,13 +56,18 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int = 20,
         work = _recorded(work)
     for _ in range(_WARM_UP):
         work()
-    seconds = list((_gpu_seconds if device.type == 'cuda' else _host_seconds)(work, repeats))
-    deciles = quantiles(seconds, n=10, method='inclusive') if repeats > 1 else seconds * 9
-    return Timing(deciles[4], deciles[0], deciles[8])
+    seconds = _gpu_seconds if device.type == 'cuda' else _host_seconds
+    return summary([seconds(work) for _ in range(repeats)])
+
+
+def timed_by_host(work: Callable[[], object], device: torch.device, repeats: int) -> Timing:
+    """Time calls of ``work``, which waits for what counts, each on a device with nothing to do."""
+    return summary(list(_idle_seconds(work, device, repeats)))
 
 
 def _recorded(work: Callable[[], object]) -> Callable[[], object]:
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         work()
     stream.synchronize()
@@ -64,18 +77,24 @@ def _recorded(work: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _gpu_seconds(work: Callable[[], object], repeats: int) -> Iterator[float]:
+def _gpu_seconds(work: Callable[[], object]) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(repeats):
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        yield begin.elapsed_time(end) / 1000
+    work()  # Keeps the GPU busy while the host queues what is timed.
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
 
 
-def _host_seconds(work: Callable[[], object], repeats: int) -> Iterator[float]:
+def _host_seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def _idle_seconds(work: Callable[[], object], device: torch.device,
+                  repeats: int) -> Iterator[float]:
     for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        yield time.perf_counter() - begin
+        cuda.synchronize(device)
+        yield _host_seconds(work)

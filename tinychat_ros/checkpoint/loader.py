@@ -32,6 +32,7 @@ from tinychat_ros.kernels.linear import (
     can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
 from tinychat_ros.kernels.packing import (
     QuantizedWeight, tensors_of, tile_columns, TileOrder)
+from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
@@ -147,16 +148,22 @@ def _is_plain(name: str) -> bool:
 def check_memory(reader: CheckpointReader, dtype: torch.dtype, kv_dtype: torch.dtype,
                  num_slots: int, max_seq_len: int, budget: int) -> None:
     """
-    Refuse a model that does not fit, before any of it is loaded.
+    Refuse the model of an open checkpoint that does not fit, before any of it is loaded.
 
     :param budget: bytes that weights and KV cache may take together.
     :raises OutOfMemoryError: naming what is needed, what there is and what would help.
     """
-    weights = weight_bytes(reader, dtype)
-    cache = kv_bytes_per_position(reader.config, kv_dtype) * num_slots * max_seq_len
+    check_fit(str(reader.path), weight_bytes(reader, dtype), reader.config, kv_dtype, num_slots,
+              max_seq_len, budget)
+
+
+def check_fit(name: str, weights: int, config: ModelConfig, kv_dtype: torch.dtype,
+              num_slots: int, max_seq_len: int, budget: int) -> None:
+    """See :func:`check_memory`; the weights take so many bytes."""
+    cache = kv_bytes_per_position(config, kv_dtype) * num_slots * max_seq_len
     if weights + cache > budget:
         raise OutOfMemoryError(
-            f'{reader.path}: expected at most {budget / 2**20:.0f} MiB, got weights of '
+            f'{name}: expected at most {budget / 2**20:.0f} MiB, got weights of '
             f'{weights / 2**20:.0f} MiB and a KV cache of {cache / 2**20:.0f} MiB '
             f'({num_slots} slots of {max_seq_len} positions); fewer slots or a smaller '
             'max_seq_len take less')

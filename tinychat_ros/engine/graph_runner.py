@@ -77,7 +77,7 @@ class GraphRunner:
                context: Sequence[int]) -> Iterator[int]:
         """See ModelRunner.tokens. One step more than was asked for may run, if there is room."""
         self._begin(slot, position, sampling, context)
-        self._sample(self._model.candidates(last))
+        self.sample(self._model.candidates(last))
         step = 0
         while True:
             # The step behind token `step`, whose place is position + step, runs as it is read.
@@ -85,6 +85,15 @@ class GraphRunner:
                 self._replay()
             yield self._read(step)
             step += 1
+
+    def step_at(self, slot: int, position: int) -> Callable[[], None]:
+        """Return what runs the recorded step, greedily: at a position, then at those behind it."""
+        self._begin(slot, position + 1, SamplingParams(), ())
+        return self._replay
+
+    def sample(self, candidates: Candidates) -> None:
+        """Draw a token, the last part of a step."""
+        cuda.sample(self._state, candidates, self._params, self._seen, self._ring)
 
     def _begin(self, slot: int, position: int, sampling: SamplingParams,
                context: Sequence[int]) -> None:
@@ -106,10 +115,7 @@ class GraphRunner:
     def _step(self) -> None:
         """Run the token of the state and sample the next one, all on the device."""
         x = self._model.hidden(self._state[2:3], self._cache, 0, StepState(self._state))
-        self._sample(self._model.candidates(x))
-
-    def _sample(self, candidates: Candidates) -> None:
-        cuda.sample(self._state, candidates, self._params, self._seen, self._ring)
+        self.sample(self._model.candidates(x))
 
     def _read(self, step: int) -> int:
         """
@@ -133,6 +139,7 @@ def make_runner(model: LlamaModel, cache: KVCache, device: torch.device,
 def _record(step: Callable[[], None]) -> Callable[[], None]:
     """Record what a step launches as a CUDA graph and return what replays it."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # Libraries set themselves up on their first call, which cannot be recorded.
     stream.synchronize()

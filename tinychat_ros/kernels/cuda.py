@@ -229,6 +229,15 @@ def wait_for_token(ring: Tensor, step: int, device: torch.device) -> int:
         ring=ring.data_ptr(), ring_size=len(ring), step=step, stream=_stream(device))
 
 
+@_on_its_device
+def read(data: Tensor) -> None:
+    """Read a tensor of 16 bytes or a multiple, for nothing but to measure how long that takes."""
+    sink = torch.empty(4, dtype=torch.uint8, device=data.device)
+    extension.cuda(data.device).read_bytes(
+        data=data.data_ptr(), bytes=data.nbytes, sink=sink.data_ptr(),
+        stream=_stream(data.device))
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for all that runs on torch's current stream of a device."""
     if device.type == 'cuda':

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, Union
+from typing import Iterator, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -86,24 +86,30 @@ class LlamaBlock:
 
 
 class LlamaModel:
-    """A Llama decoder; one sequence at a time, its past in a slot of the KV cache."""
+    """
+    A Llama decoder; one sequence at a time, its past in a slot of the KV cache.
+
+    What it is made of can be read: ``config``, ``embedding`` [V, H], ``blocks``, ``lm_head`` and
+    ``rope``, the rotary table.
+    """
 
     def __init__(self, config: ModelConfig, weights: WeightSource, max_seq_len: int,
                  device: torch.device) -> None:
         hidden, vocab = config.hidden_size, config.vocab_size
         self.config = config
-        self._embedding = weights.tensor('model.embed_tokens.weight', [vocab, hidden])
-        self.dtype = self._embedding.dtype
-        self._blocks = [LlamaBlock.load(config, weights, f'model.layers.{i}')
-                        for i in range(config.num_hidden_layers)]
+        self.embedding = weights.tensor('model.embed_tokens.weight', [vocab, hidden])
+        self.dtype = self.embedding.dtype
+        self.blocks = [LlamaBlock.load(config, weights, f'model.layers.{i}')
+                       for i in range(config.num_hidden_layers)]
         self._norm = ops.Norm(weights.tensor('model.norm.weight', [hidden]), config.rms_norm_eps)
         # Some tied checkpoints store the head all the same; it then equals the embedding.
         if config.tie_word_embeddings:
-            self._lm_head = Linear(self._embedding)
+            self.lm_head = Linear(self.embedding)
         else:
-            self._lm_head = weights.linears(['lm_head'], [vocab], hidden)[0]
-        self._rope = rotary_table(config, max_seq_len, device)
-        self._chain_prefetches()
+            self.lm_head = weights.linears(['lm_head'], [vocab], hidden)[0]
+        self.rope = rotary_table(config, max_seq_len, device)
+        chain_prefetches([*(linear for block in self.blocks for linear in block.linears()),
+                          self.lm_head])
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, cache: KVCache, slot: int, start: int,
@@ -117,31 +123,30 @@ class LlamaModel:
         """
         x = self.hidden(token_ids, cache, slot, start)
         if all_logits:
-            return ops.lm_head(x, self._norm, self._lm_head)
-        return ops.lm_head(x[-1:], self._norm, self._lm_head)[0]
+            return ops.lm_head(x, self._norm, self.lm_head)
+        return ops.lm_head(x[-1:], self._norm, self.lm_head)[0]
 
     @torch.inference_mode()
     def hidden(self, token_ids: Tensor, cache: KVCache, slot: int, start: ops.Start) -> Tensor:
         """Append tokens, int32 or int64 [T], to a slot; return what the LM head reads, [T, H]."""
         if isinstance(start, int) and cache.has_kernels:
             start = ops.StepState.at(start, token_ids.device)
-        x = ops.embedding(token_ids, self._embedding)
-        for i, block in enumerate(self._blocks):
-            x = block.forward(x, self._rope, cache.layer(i, slot), start)
+        x = ops.embedding(token_ids, self.embedding)
+        for i, block in enumerate(self.blocks):
+            x = block.forward(x, self.rope, cache.layer(i, slot), start)
         return x
 
     @torch.inference_mode()
     def candidates(self, x: Tensor) -> Candidates:
         """Return what may come after the token of x [1, H], for the sampler on the device."""
-        return ops.candidates(x, self._norm, self._lm_head)
+        return ops.candidates(x, self._norm, self.lm_head)
 
-    def _chain_prefetches(self) -> None:
-        """Let each kernel bring the weights that are read next into the cache."""
-        linears = [*(linear for block in self._blocks for linear in block.linears()),
-                   self._lm_head]
-        for linear, following in zip(linears, linears[1:]):
-            if isinstance(linear.weight, CudaTiles):
-                linear.weight.next = _first_read(following.weight)
+
+def chain_prefetches(linears: Sequence[Linear]) -> None:
+    """Let the kernel of each bring the weights of the one behind it into the cache."""
+    for linear, following in zip(linears, linears[1:]):
+        if isinstance(linear.weight, CudaTiles):
+            linear.weight.next = _first_read(following.weight)
 
 
 def _first_read(weight: Union[Tensor, CudaTiles, object]) -> Union[Tensor, None]:

@@ -61,16 +61,17 @@ class LayerResult:
     note: str = ''
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(option: str = 'report') -> None:
     """
-    Find out whether :func:`write_report` can draw.
+    Find out whether plots can be drawn.
 
+    :param option: that asks for them.
     :raises ConfigError: matplotlib cannot be imported.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ConfigError('report: expected matplotlib for its plots (pip install matplotlib), '
+        raise ConfigError(f'{option}: expected matplotlib to draw with (pip install matplotlib), '
                           f'got: {error}') from None
 
 

@@ -1,0 +1,106 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command `tinychat bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+import torch
+
+from tinychat_ros.bench.figures import figures
+from tinychat_ros.bench.measure import measure, ROOM
+from tinychat_ros.bench.shapes import SHAPES
+from tinychat_ros.bench.subject import of_checkpoint, of_shape
+from tinychat_ros.bench.table import plot, table
+from tinychat_ros.checkpoint.writer import replace_file
+from tinychat_ros.commands.common import device_options, output_options
+from tinychat_ros.engine.config import EngineConfig, KV_CACHE_DTYPES
+from tinychat_ros.errors import ConfigError
+from tinychat_ros.quantization.report import require_matplotlib
+
+_GROUP_SIZE = 128
+
+
+def add(commands: Any) -> None:
+    """Add ``bench`` to the parser."""
+    parser = commands.add_parser(
+        'bench', parents=[output_options(), device_options()],
+        help='measure how fast a model runs on this machine', description='Measure decode, '
+        'prefill, the first token and each kernel, against the read bandwidth and the matrix '
+        'product that the same run measures.')
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--shape', metavar='NAME',
+                      help=f"random 4-bit weights in the shape of {', '.join(SHAPES)}")
+    what.add_argument('--model', metavar='DIR', help='checkpoint folder, or demo')
+    parser.add_argument('--group-size', type=int, choices=(32, 64, 128),
+                        help=f'of a shape (default: {_GROUP_SIZE})')
+    parser.add_argument('--context', type=int, nargs='+', default=[4, 512, 4096], metavar='N',
+                        help='tokens in the KV cache while it decodes (default: 4 512 4096)')
+    parser.add_argument('--prefill', type=int, nargs='+', default=[128, 512, 1024, 2048],
+                        metavar='N', help='tokens of a prompt (default: 128 512 1024 2048)')
+    parser.add_argument('--kv-cache-dtype', default='auto', choices=KV_CACHE_DTYPES,
+                        help='default: auto, that of the activations')
+    parser.add_argument('--plot', metavar='FILE',
+                        help='draw the fractions of the limits, a PNG (needs matplotlib)')
+    parser.set_defaults(run=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    config = EngineConfig(model=args.model or '', device=args.device, dtype=args.dtype,
+                          kv_cache_dtype=args.kv_cache_dtype, num_threads=args.threads)
+    _check(args)
+    max_seq_len = max(max(args.context) + ROOM, *args.prefill)
+    if args.model:
+        subject = of_checkpoint(config, max_seq_len)
+    else:
+        subject = of_shape(args.shape, args.group_size or _GROUP_SIZE, config, max_seq_len)
+    measured = measure(subject, args.context, args.prefill)
+    document = {**_machine(config), 'shape': args.shape, 'model': args.model,
+                **figures(measured)}
+    for line in table(document):
+        print(line, file=sys.stderr if args.json else sys.stdout)
+    if args.plot:
+        png = plot(document, f"{args.shape or args.model} on {document['gpu'] or 'the CPU'}")
+        replace_file(Path(args.plot), lambda path: path.write_bytes(png))
+    if args.json:
+        print(json.dumps(document))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would fail after the work."""
+    for name in ('context', 'prefill'):
+        if min(getattr(args, name)) < 1:
+            raise ConfigError(f'{name}: expected 1 or more, got {min(getattr(args, name))}')
+    if args.model and args.group_size:
+        raise ConfigError('group-size: expected with it a shape, got a model, which has its own')
+    if args.plot:
+        require_matplotlib('plot')
+        path = Path(args.plot).absolute()
+        if path.is_dir() or not path.parent.is_dir():
+            raise ConfigError(f'plot: expected a file in a folder that exists, got {args.plot}')
+
+
+def _machine(config: EngineConfig) -> dict[str, Any]:
+    device = config.torch_device()
+    on_gpu = device.type == 'cuda'
+    return {'device': device.type, 'gpu': torch.cuda.get_device_name(device) if on_gpu else None,
+            'threads': torch.get_num_threads(), 'torch': torch.__version__,
+            'dtype': str(config.torch_dtype()).removeprefix('torch.'),
+            'kv_cache_dtype': str(config.torch_kv_dtype()).removeprefix('torch.')}
