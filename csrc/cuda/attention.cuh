@@ -223,7 +223,7 @@ class WarpAttention {
     }
   }
 
-  // Adds the sums of the four lanes of a row up. To be called once, before finish().
+  // Adds up the sums of a row that its four lanes have. To be called once, after the last tile.
   __device__ void finish() {
     for (int i = 0; i < 2; ++i) {
       sum_[i] += __shfl_xor_sync(~0u, sum_[i], 1);
