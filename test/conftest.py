@@ -13,6 +13,7 @@
 # limitations under the License.
 """What the tests share: the data beside the repository, seeds and a ROS domain of their own."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def repository() -> Path:
 @pytest.fixture(scope='session')
 def shared_data() -> Path:
     """Return the folder of checkpoints, tokenizers and golden texts; skip where it is not."""
-    path = ROOT.parent / 'shared' / 'data'
+    path = Path(os.environ.get('TINYCHAT_TEST_DATA', ROOT.parent / 'shared' / 'data'))
     if not path.is_dir():
         pytest.skip(f'{path} is not there')
     return path

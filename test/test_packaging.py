@@ -71,11 +71,12 @@ def manifest_text(path: str, tag: str) -> list:
 
 
 def build_kernels(folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run setup.py's build_ext outside the source tree."""
+    """Run setup.py's build_ext outside the source tree, with the programs of a folder alone."""
     return subprocess.run(
         [sys.executable, str(ROOT / 'setup.py'), 'build_ext',
          '--build-lib', str(folder), '--build-temp', str(folder / 'temp')],
-        cwd=ROOT, env={**os.environ, 'TINYCHAT_REQUIRE_EXT': '', **environment},
+        cwd=ROOT, env={**os.environ, 'TINYCHAT_REQUIRE_EXT': '', 'PATH': str(folder),
+                       'CUDA_HOME': str(folder), **environment},
         capture_output=True, text=True)
 
 
@@ -205,3 +206,19 @@ def test_a_build_that_requires_the_kernels_fails_without_a_compiler(tmp_path):
                            TINYCHAT_REQUIRE_EXT='1')
     assert result.returncode != 0
     assert 'no-such-compiler' in result.stderr
+
+
+@pytest.mark.parametrize('named, codes', [
+    ({}, ['87,code=sm_87', '90,code=sm_90', '90,code=compute_90']),
+    ({'TINYCHAT_CUDA_ARCHITECTURES': '87'}, ['87,code=sm_87', '87,code=compute_87']),
+], ids=['default', 'one'])
+def test_each_cuda_source_is_compiled_for_the_architectures_that_are_named(tmp_path, named, codes):
+    """An nvcc that compiles nothing notes what it was called with."""
+    nvcc = tmp_path / 'nvcc'
+    nvcc.write_text(f'#!/bin/sh\n[ "$1" = --dryrun ] || echo "$@" >> {tmp_path}/calls\n')
+    nvcc.chmod(0o755)
+    assert build_kernels(tmp_path, **named).returncode == 0
+    calls = (tmp_path / 'calls').read_text().splitlines()
+    assert len(calls) == len(list(ROOT.glob('csrc/cuda/*.cu')))
+    for call in calls:
+        assert re.findall(r'-gencode=arch=compute_(\S+)', call) == codes

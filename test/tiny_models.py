@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
@@ -32,7 +33,8 @@ from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.quantization.rtn import quantize_rtn
 
-_DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
+_DATA = Path(os.environ.get('TINYCHAT_TEST_DATA',
+                            Path(__file__).resolve().parents[2] / 'shared' / 'data'))
 
 SPECIAL_TOKENS = ('<s>', '</s>', '<|system|>', '<|user|>', '<|assistant|>')
 CHAT_TEMPLATE = ('{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}'
@@ -146,12 +148,12 @@ def quantize_folder(source: Path, out: Path, group: int) -> Path:
     return out
 
 
-def load_llama(path: Path, dtype: torch.dtype = torch.float32,
-               int8_activations: bool = False) -> LlamaModel:
-    """Load a folder on the CPU with its whole context."""
+def load_llama(path: Path, dtype: torch.dtype = torch.float32, int8_activations: bool = False,
+               device: torch.device = torch.device('cpu')) -> LlamaModel:
+    """Load a folder with its whole context."""
     with CheckpointReader(path) as reader:
-        return load_model(reader, dtype, torch.device('cpu'),
-                          reader.config.max_position_embeddings, int8_activations)[0]
+        return load_model(reader, dtype, device, reader.config.max_position_embeddings,
+                          int8_activations)[0]
 
 
 def run_llama(model: LlamaModel, token_ids: Sequence[int], piece: int = 0) -> Tensor:
@@ -159,6 +161,6 @@ def run_llama(model: LlamaModel, token_ids: Sequence[int], piece: int = 0) -> Te
     weight = model.embedding
     cache = KVCache(model.config, 1, len(token_ids), weight.dtype, weight.device)
     piece = piece or len(token_ids)
-    starts = range(0, len(token_ids), piece)
-    return torch.cat([model.forward(torch.tensor(token_ids[start:start + piece]), cache, 0, start,
-                                    all_logits=True) for start in starts])
+    ids = torch.tensor(token_ids, device=weight.device)
+    return torch.cat([model.forward(ids[start:start + piece], cache, 0, start, all_logits=True)
+                      for start in range(0, len(ids), piece)])

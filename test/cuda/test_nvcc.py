@@ -11,19 +11,20 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where nvcc is, all kernels compile for Orin and Hopper, and keep their values in registers."""
+"""Where nvcc is, the module has the CUDA kernels, and each keeps its values in registers."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-import re
 import shutil
 import subprocess
+import sys
 
-import emulator_build
+from emulator_build import ROOT
 import pytest
 
-ARCHITECTURES = ('-gencode=arch=compute_87,code=sm_87', '-gencode=arch=compute_90,code=sm_90')
+from tinychat_ros.kernels import extension
 
 # A thread of 1024 has 64 registers.
 CROWDED = '''
@@ -35,29 +36,36 @@ __global__ void __launch_bounds__(1024) crowded(float* x) {
 }
 '''
 
-needs_nvcc = pytest.mark.skipif(shutil.which('nvcc') is None, reason='nvcc is not on PATH')
+pytestmark = pytest.mark.skipif(shutil.which('nvcc') is None, reason='nvcc is not on PATH')
 
 
-def spills(source: Path, folder: Path, *flags: str) -> list[str]:
-    """Compile, and return a line for each kernel with what it spills."""
-    root = emulator_build.ROOT
-    command = ['nvcc', '-std=c++17', *ARCHITECTURES, '-Xptxas=-v', *flags, f'-I{root}/csrc',
-               f'-I{root}/test/cuda', '-c', str(source), '-o', str(folder / 'kernels.o')]
-    result = subprocess.run(command, capture_output=True, text=True)
+def build(tree: Path) -> subprocess.CompletedProcess:
+    """Run setup.py in a tree that has no other source than tree/csrc/cuda."""
+    shutil.copy(ROOT / 'setup.py', tree)
+    command = [sys.executable, 'setup.py', 'build_ext', '--inplace']
+    return subprocess.run(command, cwd=tree, env={**os.environ, 'TINYCHAT_REQUIRE_EXT': '1'},
+                          capture_output=True, text=True)
+
+
+def test_the_installed_module_has_the_cuda_kernels():
+    """All of them: one that were missing would be an undefined symbol."""
+    assert extension.load() is not None, extension.why_absent()
+    assert extension.load().build_info()['cuda'], 'built without nvcc, which is on PATH'
+
+
+def test_a_kernel_that_spills_registers_stops_the_build(tmp_path):
+    (tmp_path / 'csrc/cuda').mkdir(parents=True)
+    (tmp_path / 'csrc/cuda/crowded.cu').write_text(CROWDED)
+    result = build(tmp_path)
+    assert result.returncode != 0
+    assert 'Registers are spilled' in result.stderr and 'crowded' in result.stderr
+
+
+def test_the_ptx_of_the_primitives_is_built(tmp_path):
+    shutil.copytree(ROOT / 'csrc/cuda', tmp_path / 'csrc/cuda',
+                    ignore=shutil.ignore_patterns('*.cu'))
+    shutil.copy(ROOT / 'csrc/common.h', tmp_path / 'csrc')
+    shutil.copy(ROOT / 'test/cuda/primitives.h', tmp_path / 'csrc')
+    shutil.copy(ROOT / 'test/cuda/primitives.cu', tmp_path / 'csrc/cuda')
+    result = build(tmp_path)
     assert result.returncode == 0, result.stderr
-    lines = re.findall(r'\d+ bytes spill stores, \d+ bytes spill loads', result.stderr)
-    assert len(lines) >= len(ARCHITECTURES), result.stderr
-    return lines
-
-
-@needs_nvcc
-@pytest.mark.parametrize('source', emulator_build.cuda_sources(), ids=lambda path: path.stem)
-def test_no_kernel_spills_registers(source, tmp_path):
-    assert set(spills(source, tmp_path)) == {'0 bytes spill stores, 0 bytes spill loads'}
-
-
-@needs_nvcc
-def test_a_kernel_with_too_few_registers_is_seen_to_spill(tmp_path):
-    (tmp_path / 'crowded.cu').write_text(CROWDED)
-    assert '0 bytes spill stores, 0 bytes spill loads' not in spills(
-        tmp_path / 'crowded.cu', tmp_path)
