@@ -14,7 +14,7 @@
 """
 Install tinychat_ros, and compile its kernels where that is possible.
 
-Environment: with TINYCHAT_REQUIRE_EXT=1 it fails where they cannot be compiled.
+Environment: with TINYCHAT_REQUIRE_EXT=1 it fails where they cannot be compiled, or spill registers.
 TINYCHAT_CUDA_ARCHITECTURES names the GPUs that the CUDA kernels are compiled for, such as "90" or
 "87;90", which is the default; later GPUs than the last compile its PTX.
 """
@@ -39,9 +39,7 @@ CSRC = Path(__file__).resolve().parent / 'csrc'
 # Jetson Orin, then data center GPUs.
 CUDA_ARCHITECTURES = '87;90'
 
-# A kernel that spills registers must be written anew: it waits for local memory in its loop.
-NVCC_FLAGS = ['-O3', '-std=c++17', '-Xcompiler=-fPIC,-fvisibility=hidden',
-              '-Xptxas=-warn-spills,-Werror']
+NVCC_FLAGS = ['-O3', '-std=c++17', '-Xcompiler=-fPIC,-fvisibility=hidden']
 
 
 def sources(*patterns):
@@ -79,6 +77,17 @@ def code_options(architectures):
     codes = [(name, f'sm_{name}') for name in architectures]
     codes.append((architectures[-1], f'compute_{architectures[-1]}'))
     return [f'-gencode=arch=compute_{name},code={code}' for name, code in codes]
+
+
+def spill_options():
+    """
+    Return the options about kernels that spill registers, which wait for memory in their loops.
+
+    Where they are developed that is an error. Another nvcc may spill a few bytes, and its kernels
+    are better than none.
+    """
+    strict = ',-Werror' if os.environ.get('TINYCHAT_REQUIRE_EXT') == '1' else ''
+    return [f'-Xptxas=-warn-spills{strict}']
 
 
 def cuda_library_dirs(nvcc, source):
@@ -141,8 +150,8 @@ class BuildKernels(build_ext):
         if self.force or not target.exists() or target.stat().st_mtime < newest:
             target.parent.mkdir(parents=True, exist_ok=True)
             subprocess.check_call(
-                [nvcc, *NVCC_FLAGS, *code_options(architectures), f'-I{CSRC}', '-c', source,
-                 '-o', str(target)])
+                [nvcc, *NVCC_FLAGS, *spill_options(), *code_options(architectures), f'-I{CSRC}',
+                 '-c', source, '-o', str(target)])
         return str(target)
 
 

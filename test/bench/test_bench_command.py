@@ -100,6 +100,15 @@ def test_a_checkpoint_is_measured_too(capsys, tmp_path):
     assert second - first == (20 - 4) * 2 * 2 * 2 * (16 + 2)
 
 
+def test_the_ladder_has_the_rungs_that_run_here_and_why_the_others_do_not(capsys):
+    code, out, err = run(capsys, *TINY, '--device', 'cpu', '--ladder', '--json')
+    rungs = json.loads(out)['ladder']
+    measured = [rung['name'] for rung in rungs if not rung['left_out']]
+    assert code == 0 and measured == ['eager PyTorch', 'static KV cache', 'merged QKV and gate/up']
+    assert rungs[0]['over_first'] == 1 and all(name in err for name in measured)
+    assert rungs[-1]['left_out'] == 'no kernel for cpu' and len(rungs) == 8
+
+
 def test_without_json_the_table_is_what_is_printed(capsys):
     code, out, err = run(capsys, *TINY, *QUICK)
     assert (code, err) == (0, '')
@@ -116,6 +125,7 @@ def test_the_plot_is_written_as_a_png(capsys, tmp_path):
     (('--shape', 'llama-9'), "shape: expected one of tinyllama-1.1b, llama-2-7b"),
     (('--shape', 'tiny', '--context', 4, 0), 'context: expected 1 or more, got 0'),
     (('--shape', 'tiny', '--prefill', -1), 'prefill: expected 1 or more, got -1'),
+    (('--model', 'demo', '--ladder'), 'ladder: expected a shape, got a model'),
     (('--model', 'demo', '--group-size', 64), 'group-size: expected with it a shape'),
     (('--shape', 'tiny', '--plot', 'no/folder/plot.png'), 'plot: expected a file in a folder'),
     (('--shape', 'tiny', '--plot', '.'), 'plot: expected a file in a folder'),

@@ -20,6 +20,10 @@ import emulator_build
 import pytest
 import torch
 
+from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.engine import graph_runner
+from tinychat_ros.kernels import extension
+
 ORDERS = 5
 
 
@@ -65,6 +69,16 @@ def one_order(request) -> Backend:
         import tinychat_kernels
         return Backend(tinychat_kernels, torch.device('cuda'))
     return Backend(request.getfixturevalue('emulator'), torch.device('cpu'))
+
+
+@pytest.fixture
+def emulated(emulator, monkeypatch) -> None:
+    """Give tensors of the CPU the emulated kernels; a recorded step runs anew each time."""
+    monkeypatch.setattr(extension, 'cuda', lambda device: emulator)
+    monkeypatch.setattr(graph_runner, '_record', lambda step: step)
+    # On a GPU every tensor is a copy; one that lies in the file need not be aligned.
+    floats = CheckpointReader.floats
+    monkeypatch.setattr(CheckpointReader, 'floats', lambda *args: floats(*args).clone())
 
 
 @pytest.fixture(params=range(ORDERS), ids='order{}'.format)

@@ -18,31 +18,14 @@ from tiny_models import (
     data_path, llama_config, llama_tensors, load_llama, quantize_folder, write_model)
 import torch
 
-from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.engine import graph_runner
 from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import FinishReason, Request
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import CheckpointError
-from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import CudaTiles
 from tinychat_ros.models.kv_cache import KVCache
 
 PROMPT = 'Once upon a time'
-
-
-@pytest.fixture
-def emulated(emulator, monkeypatch):
-    """Give tensors of the CPU the emulated CUDA kernels; a recorded step runs anew each time."""
-    emulate(emulator, monkeypatch)
-    monkeypatch.setattr(graph_runner, '_record', lambda step: step)
-
-
-def emulate(emulator, monkeypatch) -> None:
-    monkeypatch.setattr(extension, 'cuda', lambda device: emulator)
-    # On a GPU every tensor is a copy; one that lies in the file need not be aligned.
-    floats = CheckpointReader.floats
-    monkeypatch.setattr(CheckpointReader, 'floats', lambda *args: floats(*args).clone())
 
 
 def load(model: str, **options) -> Engine:
@@ -66,7 +49,7 @@ def test_a_plain_model_tells_the_story_that_the_cpu_tells(expected, emulated):
 
 
 @pytest.mark.parametrize('chunk', [3, 256], ids=['gemv prefill', 'gemm prefill'])
-def test_a_4_bit_model_says_what_its_oracle_says(tmp_path, monkeypatch, request, chunk):
+def test_a_4_bit_model_says_what_its_oracle_says(tmp_path, request, chunk):
     path = quantize_folder(data_path('models/stories260K-pad192'), tmp_path / 'w4', 64)
     expected = greedy(Engine.load(path, device='cpu', max_seq_len=64, num_threads=1), 16)
     request.getfixturevalue('emulated')
@@ -77,13 +60,13 @@ def test_a_4_bit_model_says_what_its_oracle_says(tmp_path, monkeypatch, request,
 class Logits:
     """A model with every fusion, as the CPU and as the emulated GPU compute it."""
 
-    def __init__(self, path, monkeypatch, emulator) -> None:
+    def __init__(self, path, request) -> None:
         config = llama_config(head_dim=16, num_attention_heads=6, num_key_value_heads=2,
                               attention_bias=True)
         write_model(path / 'fp16', config, llama_tensors(config, dtype=torch.float16))
         quantized = quantize_folder(path / 'fp16', path / 'w4', 32)
         self.oracle = load_llama(quantized)
-        emulate(emulator, monkeypatch)
+        request.getfixturevalue('emulated')
         self.model = load_llama(quantized, torch.float16)
 
     def compare(self, pieces: list[int], kv_dtype: torch.dtype, tolerance: float) -> None:
@@ -103,8 +86,8 @@ class Logits:
 
 @pytest.mark.parametrize('kv_dtype, tolerance', [(torch.float16, 5e-3), (torch.int8, 2e-2)])
 def test_whatever_the_pieces_the_logits_are_those_of_the_oracle(
-        tmp_path, monkeypatch, emulator, kv_dtype, tolerance):
-    logits = Logits(tmp_path, monkeypatch, emulator)
+        tmp_path, request, kv_dtype, tolerance):
+    logits = Logits(tmp_path, request)
     assert all(isinstance(linear.weight, CudaTiles)
                for block in logits.model.blocks for linear in block.linears())
     logits.compare([9, 1, 8, 1, 1, 17], kv_dtype, tolerance)

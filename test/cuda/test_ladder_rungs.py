@@ -14,7 +14,6 @@
 """The rungs of the ladder that take kernels, on the emulator or on a GPU."""
 
 from backend import Backend
-from emulator_build import ROOT
 import pytest
 from tiny_models import llama_config, one_thread  # noqa: F401
 import torch
@@ -24,9 +23,6 @@ from tinychat_ros.bench.eager import Decoder, PlainWeights
 from tinychat_ros.bench.shapes import RandomWeights
 from tinychat_ros.kernels import extension
 from tinychat_ros.models.config import ModelConfig
-
-pytestmark = pytest.mark.skipif((ROOT / 'csrc/cuda/missing.cu').exists(),
-                                reason='kernels are missing')
 
 _TOKENS = [1, 7, 3, 90]
 _CONTEXT = 37

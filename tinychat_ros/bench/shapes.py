@@ -59,13 +59,18 @@ def shape_config(name: str) -> ModelConfig:
     return ModelConfig.from_dict(SHAPES[name])
 
 
-def shape_bytes(config: ModelConfig, dtype: torch.dtype, group_size: int) -> int:
-    """Return about what the weights of RandomWeights take, in bytes."""
+def shape_bytes(config: ModelConfig, dtype: torch.dtype, group_size: Optional[int]) -> int:
+    """
+    Return about what the weights of a shape take, in bytes.
+
+    :param group_size: of W4 linears; None for plain ones.
+    """
     hidden, heads = config.hidden_size, config.num_attention_heads + config.num_key_value_heads
     linears = 2 * hidden * heads * config.head_dim + 3 * hidden * config.intermediate_size
-    per_record = record_bytes(group_size) / (RECORD_ROWS * RECORD_COLUMNS)
+    per_weight = (dtype.itemsize if group_size is None else
+                  record_bytes(group_size) / (RECORD_ROWS * RECORD_COLUMNS))
     plain = (1 if config.tie_word_embeddings else 2) * config.vocab_size * hidden
-    return int(linears * config.num_hidden_layers * per_record) + plain * dtype.itemsize
+    return int(linears * config.num_hidden_layers * per_weight) + plain * dtype.itemsize
 
 
 class RandomWeights:

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 import json
 from pathlib import Path
 import sys
@@ -24,10 +25,12 @@ from typing import Any
 import torch
 
 from tinychat_ros.bench.figures import figures
+from tinychat_ros.bench.ladder import ladder, table as ladder_table
 from tinychat_ros.bench.measure import measure, ROOM
-from tinychat_ros.bench.shapes import SHAPES
+from tinychat_ros.bench.shapes import shape_bytes, shape_config, SHAPES
 from tinychat_ros.bench.subject import of_checkpoint, of_shape
 from tinychat_ros.bench.table import plot, table
+from tinychat_ros.checkpoint.loader import check_fit
 from tinychat_ros.checkpoint.writer import replace_file
 from tinychat_ros.commands.common import device_options, output_options
 from tinychat_ros.engine.config import EngineConfig, KV_CACHE_DTYPES
@@ -35,6 +38,7 @@ from tinychat_ros.errors import ConfigError
 from tinychat_ros.quantization.report import require_matplotlib
 
 _GROUP_SIZE = 128
+_LADDER_CONTEXT = 512
 
 
 def add(commands: Any) -> None:
@@ -58,7 +62,31 @@ def add(commands: Any) -> None:
                         help='default: auto, that of the activations')
     parser.add_argument('--plot', metavar='FILE',
                         help='draw the fractions of the limits, a PNG (needs matplotlib)')
-    parser.set_defaults(run=_bench)
+    parser.add_argument('--ladder', action='store_true',
+                        help='instead, go from eager PyTorch to all fused in a CUDA graph, one '
+                        f'technique at a time, at a context of {_LADDER_CONTEXT}')
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    return _ladder(args) if args.ladder else _bench(args)
+
+
+def _ladder(args: argparse.Namespace) -> int:
+    if args.shape is None:
+        raise ConfigError('ladder: expected a shape, got a model')
+    config = EngineConfig(device=args.device, dtype=args.dtype, num_threads=args.threads)
+    shape, dtype = shape_config(args.shape), config.torch_dtype()
+    size = shape_bytes(shape, dtype, None)
+    torch.set_num_threads(config.threads(size))
+    check_fit(f'{args.shape}, not quantized', size, shape, dtype, 1, 2 * _LADDER_CONTEXT,
+              config.budget())
+    rungs = ladder(shape, config.torch_device(), dtype, _LADDER_CONTEXT)
+    print(ladder_table(rungs), file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps({**_machine(config), 'shape': args.shape, 'context': _LADDER_CONTEXT,
+                          'ladder': [asdict(rung) for rung in rungs]}))
+    return 0
 
 
 def _bench(args: argparse.Namespace) -> int:
