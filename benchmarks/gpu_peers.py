@@ -123,7 +123,7 @@ def table(found: Sequence[Row]) -> str:
     lines = [f'{"matrix":8} {"n":>6} {"k":>6}' + ''.join(f'{c + " ms":>12}' for c in contenders)
              + ''.join(f'{"ours/" + peer + " (least-most)":>32}' for peer in peers)]
     for row in found:
-        times = ''.join(f'{row.milliseconds[c]:12.4f}' for c in contenders)
+        times = ''.join(f'{row.milliseconds[c]:12.5f}' for c in contenders)
         ratios = ''.join(f'{middle:18.3f} ({least:.3f}-{most:.3f})'
                          for least, middle, most in (row.ratios[peer] for peer in peers))
         lines.append(f'{row.name:8} {row.n or "":>6} {row.k or "":>6}{times}{ratios}')
@@ -204,7 +204,7 @@ def why_absent(name: str, device: torch.device) -> str:
     try:
         CONTENDERS[name][1](256, 1024, device)()
     except (AttributeError, RuntimeError) as error:
-        return str(error).splitlines()[0]
+        return str(error)[:200]
     return ''
 
 

@@ -49,9 +49,9 @@ def test_the_total_counts_each_matrix_as_often_as_a_token_passes_it():
 def test_the_table_has_a_line_of_each_row():
     head, qkv, lm_head, total = gpu_peers.table(gpu_peers.rows(_TIMES)).splitlines()
     assert head.split()[:4] == ['matrix', 'n', 'k', 'ours']
-    assert qkv.split() == ['qkv', '48', '16', '2.0000', '2.0000', '6.0000',
+    assert qkv.split() == ['qkv', '48', '16', '2.00000', '2.00000', '6.00000',
                            '1.000', '(0.500-1.500)', '0.500', '(0.125-0.500)']
-    assert total.split()[:2] == ['total', '25.0000']
+    assert total.split()[:2] == ['total', '25.00000']
     assert len({len(line) for line in (head, qkv, lm_head, total)}) == 1
 
 

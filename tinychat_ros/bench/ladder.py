@@ -158,7 +158,7 @@ def compare(milliseconds: Mapping[str, float], refusal: str) -> list[Rung]:
 
 def table(rungs: Sequence[Rung]) -> str:
     """Return the rungs as lines of text."""
-    lines = [f'{"technique":32} {"ms/token":>9} {"tokens/s":>9} {"to last":>8} {"to first":>8}']
+    lines = [f'{"technique":32} {"ms/token":>9} {"tokens/s":>9} {"vs last":>8} {"vs first":>8}']
     for rung in rungs:
         figures = f'left out: {rung.left_out}' if rung.left_out else (
             f'{rung.milliseconds:9.3f} {rung.tokens_per_second:9.1f} '
