@@ -136,7 +136,9 @@ class BuildKernels(build_ext):
                 lambda source: self.compile_cuda(nvcc, source, extension.depends), cuda_sources)
         extension.depends += extension.extra_objects
         extension.sources += sources('bindings_cuda.cpp')
-        extension.define_macros += [('TINYCHAT_WITH_CUDA', '1')]
+        extension.define_macros += [
+            ('TINYCHAT_WITH_CUDA', '1'),
+            ('TINYCHAT_CUDA_ARCHITECTURES', '"%s"' % ';'.join(cuda_architectures()))]
         extension.library_dirs += cuda_library_dirs(nvcc, cuda_sources[0])
         # Static, so that the module runs beside whatever CUDA runtime torch brings.
         extension.libraries += ['cudart_static', 'dl', 'rt']

@@ -100,6 +100,7 @@ py::dict build_info() {
 #endif
 #if defined(TINYCHAT_WITH_CUDA)
   info["cuda"] = true;
+  info["cuda_architectures"] = TINYCHAT_CUDA_ARCHITECTURES;
 #else
   info["cuda"] = false;
 #endif

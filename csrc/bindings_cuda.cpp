@@ -77,6 +77,8 @@ void bind_structures(py::module_& module) {
       .def(py::init(&rotary), py::kw_only(), py::arg("cos"), py::arg("sin"));
 }
 
+void bind_device(py::module_& module) { module.def("device_problem", &device_problem); }
+
 void bind_norms(py::module_& module) {
   module.def(
       "rms_norm",
@@ -236,6 +238,7 @@ void bind_measurement(py::module_& module) {
 
 void bind_cuda(py::module_& module) {
   bind_structures(module);
+  bind_device(module);
   bind_norms(module);
   bind_w4(module);
   bind_attention(module);

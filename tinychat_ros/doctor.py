@@ -62,6 +62,8 @@ def _problems() -> list[str]:
     if extension.load() is None:
         problems.append(f'the CPU kernels are missing, generation is slow: '
                         f'{extension.why_absent()}')
+    elif torch.cuda.is_available() and (reason := extension.why_no_cuda(torch.device('cuda'))):
+        problems.append(f'the GPU kernels cannot run, generation is slow: {reason}')
     if find_spec('rclpy') is None and os.environ.get('ROS_DISTRO'):
         problems.append(f"ROS {os.environ['ROS_DISTRO']} is sourced, and this Python cannot "
                         'import rclpy: it may be of another version than the ROS one')

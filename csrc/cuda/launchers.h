@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "common.h"
 
@@ -40,6 +41,9 @@ struct Candidate {
 
 // Logits per candidate.
 constexpr int kCandidateTile = 16;
+
+// Returns why no kernel runs on the current device, such as a GPU that they were not built for, or ''.
+std::string device_problem();
 
 // ---- norms -------------------------------------------------------------------------------------
 

@@ -78,6 +78,16 @@ int resident_blocks(const char* name, void (*kernel)(Parameters...), int threads
   return blocks * multiprocessors();
 }
 
+// Returns why a kernel cannot run on the current device, or ''.
+template <typename Kernel>
+std::string kernel_problem(Kernel* kernel) {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status == cudaSuccess) return "";
+  cudaGetLastError();  // It would be the next launch's.
+  return cudaGetErrorString(status);
+}
+
 // Starts kernel(arguments...) on a stream. `name` is what an error calls it.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,

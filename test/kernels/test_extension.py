@@ -17,6 +17,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import LAYOUT_VERSION
@@ -24,9 +25,12 @@ from tinychat_ros.kernels.packing import LAYOUT_VERSION
 
 @pytest.fixture(autouse=True)
 def nothing_found_yet():
-    extension._find.cache_clear()
+    caches = extension._find, extension._why_not_on_gpu
+    for cache in caches:
+        cache.cache_clear()
     yield
-    extension._find.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def put_in_place(monkeypatch, module):
@@ -66,3 +70,30 @@ def test_the_reason_is_one_line_whatever_the_module_raises(monkeypatch):
     assert extension.load() is None
     assert 'RuntimeError: first line second line' in extension.why_absent()
     assert '\n' not in extension.why_absent()
+
+
+def built_with(problem=None):
+    info = {'layout_version': LAYOUT_VERSION, 'cuda': problem is not None,
+            'cuda_architectures': '87;90'}
+    return SimpleNamespace(__file__='some/where.so', build_info=lambda: info,
+                           device_problem=lambda: problem)
+
+
+def test_a_gpu_has_kernels_where_the_module_runs_on_it(monkeypatch):
+    module = built_with(problem='')
+    put_in_place(monkeypatch, module)
+    assert extension.cuda(torch.device('cuda')) is module
+    assert extension.why_no_cuda(torch.device('cuda')) == ''
+
+
+@pytest.mark.parametrize('module, device, reason', [
+    (built_with(problem=''), 'cpu', 'no kernel for cpu'),
+    (None, 'cuda', 'tinychat_kernels: ModuleNotFoundError'),
+    (built_with(), 'cuda', 'tinychat_kernels: built without nvcc'),
+    (built_with('no kernel image'), 'cuda',
+     'tinychat_kernels: built for 87;90, and on this GPU: no kernel image; build anew'),
+])
+def test_why_there_are_no_cuda_kernels_is_said(monkeypatch, module, device, reason):
+    put_in_place(monkeypatch, module)
+    assert extension.cuda(torch.device(device)) is None
+    assert extension.why_no_cuda(torch.device(device)).startswith(reason)

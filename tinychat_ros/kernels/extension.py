@@ -54,8 +54,7 @@ def why_no_cuda(device: torch.device) -> str:
         return f'no kernel for {device.type}'
     if load() is None:
         return why_absent()
-    return '' if load().build_info()['cuda'] else (
-        'tinychat_kernels: built where there was no nvcc; install the CUDA toolkit and build anew')
+    return _why_not_on_gpu()
 
 
 @lru_cache(maxsize=1)
@@ -73,6 +72,17 @@ def _find() -> tuple[ModuleType | None, str]:
         return None, (f'tinychat_kernels: expected weight layout {LAYOUT_VERSION}, and the module '
                       f'in {module.__file__} was built for {built_for}')
     return module, ''
+
+
+@lru_cache(maxsize=1)
+def _why_not_on_gpu() -> str:
+    info = load().build_info()
+    if not info['cuda']:
+        return 'tinychat_kernels: built without nvcc; install the CUDA toolkit and build anew'
+    problem = load().device_problem()
+    return problem and (
+        f"tinychat_kernels: built for {info['cuda_architectures']}, and on this GPU: {problem}; "
+        'build anew with its compute capability, such as TINYCHAT_CUDA_ARCHITECTURES=89')
 
 
 def _one_line(error: Exception) -> str:
