@@ -14,7 +14,7 @@
 """
 Install tinychat_ros, and compile its kernels where that is possible.
 
-Environment: with TINYCHAT_REQUIRE_EXT=1 it fails where they cannot be compiled, or spill registers.
+Environment: with TINYCHAT_REQUIRE_EXT=1 it fails where kernels do not compile, or spill registers.
 TINYCHAT_CUDA_ARCHITECTURES names the GPUs that the CUDA kernels are compiled for, such as "90" or
 "87;90", which is the default; later GPUs than the last compile its PTX.
 """

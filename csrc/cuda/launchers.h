@@ -42,7 +42,7 @@ struct Candidate {
 // Logits per candidate.
 constexpr int kCandidateTile = 16;
 
-// Returns why no kernel runs on the current device, such as a GPU that they were not built for, or ''.
+// Returns why no kernel runs on the current device, such as that none was built for it, or ''.
 std::string device_problem();
 
 // ---- norms -------------------------------------------------------------------------------------

@@ -98,8 +98,8 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 }
 
 // As launch, but on Hopper and later the kernel may start before the one in front of it ends
-// (programmatic dependent launch). Before grid_dependency_wait, which each of its threads calls, it
-// reads only what no kernel writes, and it writes nothing.
+// (programmatic dependent launch). Each of its threads calls grid_dependency_wait; before it, it
+// reads only what no kernel writes, and writes nothing.
 template <typename... Parameters, typename... Arguments>
 void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                       size_t shared_bytes, void* stream, Arguments... arguments) {

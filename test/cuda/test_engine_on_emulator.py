@@ -93,6 +93,12 @@ def test_whatever_the_pieces_the_logits_are_those_of_the_oracle(
     logits.compare([9, 1, 8, 1, 1, 17], kv_dtype, tolerance)
 
 
+def test_an_int8_head_tells_the_same_story(expected, emulated):
+    engine = load('stories260K', dtype='float16', lm_head_dtype='int8')
+    assert engine._runner._model.lm_head.weight.qweight.dtype == torch.int8
+    assert greedy(engine, 24) == expected
+
+
 def test_a_sampled_answer_repeats_with_its_seed_and_only_with_it(emulated):
     engine = load('stories260K', dtype='float16')
     first, other, again = (greedy(engine, 12, temperature=1.0, top_k=40, seed=seed)

@@ -23,6 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tinychat_ros.errors import CheckpointError, KernelError
+from tinychat_ros.kernels.packing import Int8Weight
 from tinychat_ros.models.kv_cache import kv_bytes_per_position, KVCache
 
 _LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0,
@@ -195,3 +196,14 @@ def test_the_cache_takes_the_bytes_that_are_announced(tmp_path):
     layers = [cache.layer(i, slot) for i in range(2) for slot in range(3)]
     taken = sum(t.numel() * t.element_size() for layer in layers for t in layer[:2])
     assert taken == kv_bytes_per_position(model.config, torch.bfloat16) * 3 * 10
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_an_int8_head_gives_nearly_the_same_logits(tmp_path, tied):
+    _write(tmp_path, {'tie_word_embeddings': tied})
+    model, ids = load_llama(tmp_path), torch.arange(9)
+    before = run_llama(model, ids.tolist())
+    model.quantize_head()
+    after = run_llama(model, ids.tolist())
+    assert isinstance(model.lm_head.weight, Int8Weight) and not torch.equal(before, after)
+    assert (after - before).abs().max() < 0.02 * before.abs().max()

@@ -33,7 +33,7 @@ from tinychat_ros.bench.timing import timed
 from tinychat_ros.engine.graph_runner import GraphRunner
 from tinychat_ros.engine.model_runner import ModelRunner
 from tinychat_ros.engine.sampler import SamplingParams
-from tinychat_ros.kernels import cuda, extension
+from tinychat_ros.kernels import cuda
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.llama import LlamaModel
 
@@ -78,16 +78,6 @@ def random_past(config: ModelConfig, context: int, device: torch.device,
                        config.head_dim, dtype=dtype, device=device)
 
 
-def why_no_kernels(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """Return why a shape cannot run on the CUDA kernels, or ''."""
-    if extension.cuda(device) is None:
-        return extension.why_no_cuda(device)
-    if dtype not in cuda.DTYPES:
-        return f'no CUDA kernel for {dtype} activations'
-    return cuda.attention_refusal(config.num_attention_heads, config.num_key_value_heads,
-                                  config.head_dim) or ''
-
-
 def ladder(config: ModelConfig, device: torch.device, dtype: torch.dtype, context: int = 512,
            tokens: int = 64) -> list[Rung]:
     """
@@ -97,7 +87,7 @@ def ladder(config: ModelConfig, device: torch.device, dtype: torch.dtype, contex
     :param context: positions before the first token.
     :param tokens: how many are timed, each from the host's asking for it to its having it.
     """
-    refusal = why_no_kernels(config, device, dtype)
+    refusal = cuda.refusal(device, dtype, config.head_dim)
     past = random_past(config, context, device, dtype)
     found = dict(_plain(config, past, tokens, not refusal))
     if not refusal:

@@ -79,6 +79,8 @@ class Engine:
             self.default_sampling = SamplingParams.from_generation_config(
                 reader.generation_config())
             model, weight_format = load_model(reader, dtype, device, max_seq_len)
+            if config.lm_head_dtype == 'int8':
+                model.quantize_head()
             self.info = ModelInfo(
                 name=config.model_path.resolve().name, path=str(config.model_path),
                 architecture=shape.model_type, format=weight_format,

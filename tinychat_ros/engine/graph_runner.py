@@ -21,6 +21,8 @@ has read. Each token also lands in host memory, beside its number.
 
 from __future__ import annotations
 
+import logging
+import secrets
 import struct
 from typing import Callable, Iterator, Optional, Sequence, Union
 
@@ -33,6 +35,8 @@ from tinychat_ros.kernels import cuda
 from tinychat_ros.kernels.operands import Candidates, StepState
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.llama import LlamaModel
+
+_LOGGER = logging.getLogger(__name__)
 
 # Tokens that may be on their way to the host; two are.
 _RING_SIZE = 8
@@ -101,7 +105,7 @@ class GraphRunner:
         # A step that the last answer left behind must not write into this one's ring.
         cuda.synchronize(self._device)
         self._ring.zero_()
-        seed = torch.seed() if sampling.seed is None else sampling.seed
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         params = _PARAMS.pack(sampling.temperature, sampling.top_p, sampling.min_p,
                               sampling.repetition_penalty, sampling.top_k,
                               seed & 0xffffffff, seed >> 32 & 0xffffffff)
@@ -132,8 +136,10 @@ class GraphRunner:
 def make_runner(model: LlamaModel, cache: KVCache, device: torch.device,
                 prefill_chunk: int) -> Union[ModelRunner, GraphRunner]:
     """Return the runner for a model: with graphs, where kernels take all that needs a position."""
-    graphs = cache.has_kernels and model.dtype in cuda.DTYPES
-    return (GraphRunner if graphs else ModelRunner)(model, cache, device, prefill_chunk)
+    refusal = cuda.refusal(device, model.dtype, model.config.head_dim)
+    if refusal and device.type == 'cuda':
+        _LOGGER.warning('decoding without CUDA graphs, slowly: %s', refusal)
+    return (ModelRunner if refusal else GraphRunner)(model, cache, device, prefill_chunk)
 
 
 def _record(step: Callable[[], None]) -> Callable[[], None]:

@@ -29,7 +29,8 @@ from torch import Tensor
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.operands import Candidates, LayerCache, Norm, RotaryTable
 from tinychat_ros.kernels.packing import (
-    CudaTiles, QuantizedWeight, record_bytes, RECORD_COLUMNS, record_group, RECORD_ROWS, TileOrder)
+    CudaTiles, Int8Weight, QuantizedWeight, record_bytes, RECORD_COLUMNS, record_group,
+    RECORD_ROWS, TileOrder)
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -59,11 +60,20 @@ def takes(x: Tensor) -> bool:
     return x.dtype in DTYPES and extension.cuda(x.device) is not None
 
 
-def attention_refusal(heads: int, kv_heads: int, head_dim: int) -> Optional[str]:
-    """Return why the attention kernels cannot take a shape, or None when they can."""
+def refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return why the kernels cannot take what depends on a position, or '' when they can."""
+    if extension.cuda(device) is None:
+        return extension.why_no_cuda(device)
+    if dtype not in DTYPES:
+        return f'no CUDA kernel for {dtype} activations'
+    return attention_refusal(head_dim)
+
+
+def attention_refusal(head_dim: int) -> str:
+    """Return why the attention kernels cannot take a shape, or '' when they can."""
     if head_dim % 8 or head_dim > MAX_HEAD_DIM:
         return f'head_dim = {head_dim} is not a multiple of 8 up to {MAX_HEAD_DIM}'
-    return None
+    return ''
 
 
 def pack_tiles(weight: QuantizedWeight, order: TileOrder) -> CudaTiles:
@@ -162,7 +172,7 @@ def attention_workspace(heads: int, kv_heads: int, head_dim: int, max_seq_len: i
                         device: torch.device) -> Optional[Tensor]:
     """Return the zeros that :func:`attention` of one token needs, or None without kernels."""
     module = extension.cuda(device)
-    if module is None or attention_refusal(heads, kv_heads, head_dim) is not None:
+    if module is None or attention_refusal(head_dim):
         return None
     size = module.decode_attention_workspace(
         heads=heads, kv_heads=kv_heads, head_dim=head_dim, max_seq_len=max_seq_len)
@@ -185,8 +195,8 @@ def attention(q: Tensor, cache: LayerCache, state: Tensor) -> Tensor:
 
 
 @_on_its_device
-def lm_head(x: Tensor, weight: Union[Tensor, CudaTiles], norm: Norm) -> Candidates:
-    """Return the logits after x [1, H] by a head of tiles, or a plain one with H % 16 = 0."""
+def lm_head(x: Tensor, weight: Union[Tensor, Int8Weight, CudaTiles], norm: Norm) -> Candidates:
+    """Return the logits after x [1, H] by a head of tiles; of another kind, H % 16 = 0."""
     device, vocab = x.device, weight.shape[0]
     logits = torch.empty(vocab, dtype=torch.float32, device=device)
     best = torch.empty(-(-vocab // RECORD_ROWS), 2, dtype=torch.int32, device=device)
@@ -194,10 +204,12 @@ def lm_head(x: Tensor, weight: Union[Tensor, CudaTiles], norm: Norm) -> Candidat
     if isinstance(weight, CudaTiles):
         extension.cuda(device).w4_logits(_W4(x, weight, None, norm).input, **outputs)
     else:
+        rows, scales = ((weight.qweight, weight.scales) if isinstance(weight, Int8Weight)
+                        else (weight, None))
         extension.cuda(device).lm_head(
             x=x.data_ptr(), norm_weight=norm.weight.data_ptr(), norm_eps=norm.eps,
-            weight=weight.data_ptr(), n=vocab, k=x.shape[1], dtype=_dtype(x),
-            stream=_stream(device), **outputs)
+            weight=rows.data_ptr(), scales=_address(scales), n=vocab, k=x.shape[1],
+            dtype=_dtype(x), stream=_stream(device), **outputs)
     return Candidates(logits, best)
 
 

@@ -22,12 +22,15 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import KernelError
-from tinychat_ros.kernels import cuda, extension
+from tinychat_ros.kernels import cuda, extension, reference
 from tinychat_ros.kernels.packing import (
     cpu_tiles_refusal, CpuTiles, cuda_tiles_refusal, CudaTiles, int8_refusal, Int8Weight,
     NATURAL, natural_order, pack_cpu_tiles, QuantizedWeight, tensors_of, TileOrder)
 
 StoredWeight = Union[Tensor, QuantizedWeight, Int8Weight]
+# fp32 copies of so many do not show beside a model.
+_ROWS_AT_ONCE = 4096
+
 RuntimeWeight = Union[Tensor, QuantizedWeight, Int8Weight, CpuTiles, CudaTiles]
 
 
@@ -45,6 +48,13 @@ class Linear:
     weight: RuntimeWeight
     bias: Optional[Tensor] = None
     activation_group: int = 0
+
+
+def int8_rows(weight: Tensor) -> Int8Weight:
+    """Round a plain weight [N, K] to int8 with a scale per row, some rows at a time."""
+    parts = [reference.quantize_per_token(rows) for rows in weight.split(_ROWS_AT_ONCE)]
+    qweight, scales = zip(*parts)
+    return Int8Weight(torch.cat(qweight), torch.cat(scales))
 
 
 def concatenate(weights: Sequence[StoredWeight]) -> StoredWeight:

@@ -112,7 +112,7 @@ def lm_head(x: Tensor, norm: Norm, head: Linear) -> Tensor:
 def candidates(x: Tensor, norm: Norm, head: Linear) -> Candidates:
     """Apply the final norm and the LM head to x [1, H] for the sampler on the device."""
     tiles = _tiles([head], NATURAL)
-    plain = isinstance(head.weight, Tensor) and x.shape[1] % 16 == 0
+    plain = isinstance(head.weight, (Tensor, Int8Weight)) and x.shape[1] % 16 == 0
     if cuda.takes(x) and head.bias is None and (tiles is not None or plain):
         return cuda.lm_head(x, tiles or head.weight, norm)
     return reference.candidates(lm_head(x, norm, head)[0])

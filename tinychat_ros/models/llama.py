@@ -16,15 +16,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, Sequence, Union
+from typing import Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.kernels import ops
-from tinychat_ros.kernels.linear import Linear
+from tinychat_ros.kernels.linear import int8_rows, Linear, RuntimeWeight
 from tinychat_ros.kernels.operands import Candidates
-from tinychat_ros.kernels.packing import CudaTiles, gate_up_order, rotary_order
+from tinychat_ros.kernels.packing import CudaTiles, gate_up_order, Int8Weight, rotary_order
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.layers import rotary_table, WeightSource
@@ -108,8 +108,7 @@ class LlamaModel:
         else:
             self.lm_head = weights.linears(['lm_head'], [vocab], hidden)[0]
         self.rope = rotary_table(config, max_seq_len, device)
-        chain_prefetches([*(linear for block in self.blocks for linear in block.linears()),
-                          self.lm_head])
+        self._chain_prefetches()
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, cache: KVCache, slot: int, start: int,
@@ -141,6 +140,16 @@ class LlamaModel:
         """Return what may come after the token of x [1, H], for the sampler on the device."""
         return ops.candidates(x, self._norm, self.lm_head)
 
+    def quantize_head(self) -> None:
+        """Round a plain LM head to int8, a scale for each token of the vocabulary."""
+        if isinstance(self.lm_head.weight, Tensor):
+            self.lm_head = Linear(int8_rows(self.lm_head.weight), self.lm_head.bias)
+            self._chain_prefetches()
+
+    def _chain_prefetches(self) -> None:
+        chain_prefetches([*(linear for block in self.blocks for linear in block.linears()),
+                          self.lm_head])
+
 
 def chain_prefetches(linears: Sequence[Linear]) -> None:
     """Let the kernel of each bring the weights of the one behind it into the cache."""
@@ -149,7 +158,9 @@ def chain_prefetches(linears: Sequence[Linear]) -> None:
             linear.weight.next = _first_read(following.weight)
 
 
-def _first_read(weight: Union[Tensor, CudaTiles, object]) -> Union[Tensor, None]:
+def _first_read(weight: RuntimeWeight) -> Optional[Tensor]:
     if isinstance(weight, CudaTiles):
         return weight.records
+    if isinstance(weight, Int8Weight):
+        return weight.qweight
     return weight if isinstance(weight, Tensor) else None

@@ -69,6 +69,8 @@ SPECS = (
     Spec('num_slots', 4, 'Conversations whose KV cache is kept.', at_load=True, span=(1, 1024)),
     Spec('kv_cache_dtype', 'auto', "Of keys and values: 'auto' is that of the activations, 'int8' "
          'takes half the memory of 16 bits.', at_load=True),
+    Spec('lm_head_dtype', 'auto', "'auto' leaves the LM head as it is stored, 'int8' rounds it.",
+         at_load=True),
     Spec('memory_budget_mb', 0, 'Weights and KV cache may take this [MiB]; 0 is 90 % of what is '
          'free.', at_load=True, span=(0, _INT_MAX)),
     Spec('num_threads', 0, 'CPU threads; 0 is every core, or one for a small model.', at_load=True,
@@ -137,7 +139,7 @@ def engine_config(node: Node) -> EngineConfig:
     :raises ConfigError: a value is out of its range.
     """
     names = ('model', 'device', 'dtype', 'max_seq_len', 'num_slots', 'kv_cache_dtype',
-             'num_threads', 'prefill_chunk', 'chat_template', 'system_prompt')
+             'lm_head_dtype', 'num_threads', 'prefill_chunk', 'chat_template', 'system_prompt')
     return EngineConfig(memory_budget=value(node, 'memory_budget_mb') * 2**20,
                         **{name: value(node, name) for name in names})
 
