@@ -13,6 +13,8 @@
 # limitations under the License.
 """The engine on the CUDA kernels, emulated: its text is that of the CPU."""
 
+import weakref
+
 import pytest
 from tiny_models import (
     data_path, llama_config, llama_tensors, load_llama, quantize_folder, write_model)
@@ -22,6 +24,7 @@ from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import FinishReason, Request
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import CheckpointError
+from tinychat_ros.kernels import cuda
 from tinychat_ros.kernels.packing import CudaTiles
 from tinychat_ros.models.kv_cache import KVCache
 
@@ -136,3 +139,17 @@ def test_logits_that_are_no_numbers_are_an_error(emulated):
     engine._runner._model._norm.weight.fill_(float('nan'))
     with pytest.raises(CheckpointError, match='expected finite numbers'):
         greedy(engine, 4)
+
+
+def test_only_one_linear_at_a_time_is_in_memory_in_both_layouts(tmp_path, emulated, monkeypatch):
+    path = quantize_folder(data_path('models/stories260K-pad192'), tmp_path / 'w4', 64)
+    pack, seen = cuda.pack_tiles, []
+
+    def watched(weight, order):
+        seen.append(weakref.ref(weight.qweight))
+        assert [found() is not None for found in seen] == [False] * (len(seen) - 1) + [True]
+        return pack(weight, order)
+
+    monkeypatch.setattr(cuda, 'pack_tiles', watched)
+    load_llama(path, torch.float16)
+    assert len(seen) == 5 * 4
