@@ -35,8 +35,9 @@ struct KvRows {
 template <typename Kv>
 __device__ KvRows<Kv> kv_rows(const KvCache& cache, void* values, void* scales, int kv_head) {
   const int64_t first = (cache.state->slot * cache.kv_heads + kv_head) * cache.max_seq_len;
-  return {static_cast<Kv*>(values) + first * cache.head_dim,
-          static_cast<half*>(scales) + first, static_cast<int>(first % 8),
+  half* row_scales = static_cast<half*>(scales) + first;
+  const auto skew = reinterpret_cast<uintptr_t>(row_scales) / sizeof(half) % 8;
+  return {static_cast<Kv*>(values) + first * cache.head_dim, row_scales, static_cast<int>(skew),
           static_cast<int>(cache.head_dim)};
 }
 
