@@ -25,7 +25,7 @@ import test_layer_norm
 import test_lm_head
 from test_primitives import check_matmul, check_ring_copy
 import test_rms_norm
-import test_sampler
+import test_sampler_kernel
 import torch
 import w4_cases
 
@@ -58,9 +58,10 @@ def check_lm_head(kernels) -> None:
 
 
 def check_filters(kernels) -> None:
-    params = test_sampler.params_of('all')
+    params = test_sampler_kernel.params_of('all')
     for step in range(4):
-        test_sampler.check(kernels, test_sampler.random_logits(512), params, step=step)
+        logits = test_sampler_kernel.random_logits(512)
+        test_sampler_kernel.check(kernels, logits, params, step=step)
 
 
 def check_bandwidth(kernels) -> None:
@@ -132,7 +133,7 @@ FAULTS = (
         'wait': ('cp_async_wait<kStages - 1>', 'cp_async_wait<kStages>')}),
     ('csrc/cuda/sampler.cu', check_filters, {
         'barrier': ('    __syncthreads();  // All have read the bins.\n', '')}),
-    ('csrc/cuda/sampler.cu', test_sampler.check_many_best, {
+    ('csrc/cuda/sampler.cu', test_sampler_kernel.check_many_best, {
         'carry': ('high[bin], 1u', 'high[bin], 0u')}),
     ('csrc/cuda/bandwidth.cu', check_bandwidth, {
         'end': ('i < packs', 'i + 1 < packs'),
