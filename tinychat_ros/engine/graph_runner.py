@@ -29,7 +29,7 @@ from typing import Callable, Iterator, Optional, Sequence, Union
 import torch
 from torch import Tensor
 
-from tinychat_ros.engine.model_runner import ModelRunner
+from tinychat_ros.engine.model_runner import in_pieces, ModelRunner
 from tinychat_ros.engine.sampler import not_finite, SamplingParams
 from tinychat_ros.kernels import cuda
 from tinychat_ros.kernels.operands import Candidates, StepState
@@ -67,15 +67,11 @@ class GraphRunner:
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
                 interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
         """See ModelRunner.prefill; what it returns for :meth:`tokens` is [1, H]."""
-        last, done = None, 0
-        while done < len(token_ids):
-            if interrupted():
-                return done, None
-            piece = token_ids[done:done + self._prefill_chunk]
+        def run(piece: Sequence[int], done: int) -> Tensor:
             ids = torch.tensor(piece, dtype=torch.int32).to(self._device)
-            last = self._model.hidden(ids, self._cache, slot, start + done)[-1:]
-            done += len(piece)
-        return done, last
+            return self._model.hidden(ids, self._cache, slot, start + done)[-1:]
+
+        return in_pieces(token_ids, self._prefill_chunk, interrupted, run)
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
                context: Sequence[int]) -> Iterator[int]:

@@ -47,14 +47,8 @@ class ModelRunner:
         :returns: how many were appended, and what :meth:`tokens` takes; None when ``interrupted``
             said so before they were through.
         """
-        last, done = None, 0
-        while done < len(token_ids):
-            if interrupted():
-                return done, None
-            piece = token_ids[done:done + self._prefill_chunk]
-            last = self._forward(piece, slot, start + done)
-            done += len(piece)
-        return done, last
+        return in_pieces(token_ids, self._prefill_chunk, interrupted, lambda piece, done:
+                         self._forward(piece, slot, start + done))
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
                context: Sequence[int]) -> Iterator[int]:
@@ -76,3 +70,21 @@ class ModelRunner:
         """Return the logits fp32 [V] after the last token."""
         ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
         return self._model.forward(ids, self._cache, slot, start)
+
+
+def in_pieces(token_ids: Sequence[int], size: int, interrupted: Callable[[], bool],
+              run: Callable[[Sequence[int], int], Tensor]) -> tuple[int, Optional[Tensor]]:
+    """
+    Run a prompt in pieces until one begins interrupted.
+
+    :param run: (piece, tokens before it) to what stands for its last token.
+    :returns: how many tokens were run, and what stands for the last; None when not all were.
+    """
+    last, done = None, 0
+    while done < len(token_ids):
+        if interrupted():
+            return done, None
+        piece = token_ids[done:done + size]
+        last = run(piece, done)
+        done += len(piece)
+    return done, last
