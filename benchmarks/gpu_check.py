@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from concurrent.futures import as_completed, ThreadPoolExecutor
 from datetime import datetime, timezone
 import json
 import os
@@ -33,7 +34,7 @@ import subprocess
 import sys
 from tempfile import TemporaryFile
 import time
-from typing import Any, Mapping, NamedTuple, Optional, Sequence, TextIO
+from typing import Any, Iterator, Mapping, NamedTuple, Optional, Sequence, TextIO
 
 import torch
 
@@ -42,6 +43,8 @@ from tinychat_ros.checkpoint.writer import save_json
 ROOT = Path(__file__).resolve().parents[1]
 BUILD, TESTS = 'build', 'tests'
 PASSED = 'passed'
+_PYTEST = ('-m', 'pytest', '--device', 'cuda', '-v', '--tb=short')
+_SIDE_BY_SIDE = 4
 _TAIL = 4000
 
 # As pytest -v prints it; a test that never ended has no outcome.
@@ -50,47 +53,54 @@ _STARTED = re.compile(r'^(\S+::.+?) *\Z', re.MULTILINE)
 
 
 class Step(NamedTuple):
-    """
-    A command that must end within a time.
-
-    :param arguments: of Python.
-    :param limit: seconds.
-    """
+    """A command, given by its arguments to Python."""
 
     name: str
     arguments: Sequence[str]
+
+
+class Stage(NamedTuple):
+    """Steps that run side by side and must end within a time, in seconds."""
+
+    steps: Sequence[Step]
     limit: int
 
 
-def steps(shape: str, family: str, plot: Path) -> list[Step]:
+def stages(shape: str, family: str, plot: Path) -> list[Stage]:
     """
-    Return what is to be run.
+    Return what is to be run, one stage after another.
 
     :param family: a pytest expression for the tests to run, without the benchmarks; '' runs all.
     """
-    tests = ['-m', 'pytest', 'test/cuda', 'test/gpu', '--device', 'cuda', '-v', '--tb=short']
     bench = ['-m', 'tinychat_ros.cli', 'bench', '--shape', shape, '--device', 'cuda', '--json']
-    chosen = [Step(BUILD, ['setup.py', 'build_ext', '--inplace'], 150),
-              Step(TESTS, [*tests, *(['-k', family] if family else [])], 140)]
+    build = Stage([Step(BUILD, ['setup.py', 'build_ext', '--inplace'])], 150)
     if family:
-        return chosen
-    return [*chosen,
-            Step('bench', [*bench, '--plot', str(plot)], 80),
-            Step('ladder', [*bench, '--ladder'], 50),
-            Step('peers', ['-m', 'benchmarks.gpu_peers', '--shape', shape], 50)]
+        tests = Step(TESTS, [*_PYTEST, 'test/cuda', 'test/gpu', '-k', family])
+        return [build, Stage([tests], 140)]
+    return [build, Stage(steps_of_tests(), 140),
+            Stage([Step('bench', [*bench, '--plot', str(plot)])], 80),
+            Stage([Step('ladder', [*bench, '--ladder'])], 50),
+            Stage([Step('peers', ['-m', 'benchmarks.gpu_peers', '--shape', shape])], 50)]
 
 
-def run(step: Step, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Run a step and return its status, its seconds and what it found."""
+def steps_of_tests() -> list[Step]:
+    """Return a process for each file of tests, since a fault of the GPU ends its process."""
+    paths = (path.relative_to(ROOT) for folder in ('test/gpu', 'test/cuda')
+             for path in sorted((ROOT / folder).glob('test_*.py')))
+    return [Step(f'{TESTS} {path}', [*_PYTEST, str(path)]) for path in paths]
+
+
+def run(step: Step, limit: float, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run a step for at most so many seconds; return its status, its seconds and what it found."""
     begin = time.monotonic()
     # Files, since a pipe would stay open for as long as anything that the step has started.
     with _log() as out, _log() as err:
-        status = _run_until(step, environment, out, err)
+        status = _run_until(step, limit, environment, out, err)
         out.seek(0)
         err.seek(0)
         stdout, stderr = out.read(), err.read()
     result = {'status': status, 'seconds': round(time.monotonic() - begin, 1)}
-    if step.name == TESTS:
+    if step.name.startswith(TESTS):
         result.update(outcomes(stdout))
     elif step.name != BUILD and status == PASSED:
         try:
@@ -106,16 +116,17 @@ def _log() -> TextIO:
     return TemporaryFile('w+', errors='replace')
 
 
-def _run_until(step: Step, environment: Mapping[str, str], out: TextIO, err: TextIO) -> str:
+def _run_until(step: Step, limit: float, environment: Mapping[str, str], out: TextIO,
+               err: TextIO) -> str:
     process = subprocess.Popen([sys.executable, *step.arguments], cwd=ROOT, stdout=out, stderr=err,
                                env=environment, start_new_session=True)
     try:
-        code = process.wait(step.limit)
+        code = process.wait(max(0.1, limit))
     except subprocess.TimeoutExpired:
         # Compilers that it has started end too.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return f'failed: not done after {step.limit} s'
+        return f'failed: not done after {limit:.0f} s'
     return PASSED if code == 0 else f'failed: exit status {code}'
 
 
@@ -149,18 +160,30 @@ def environment() -> dict[str, str]:
             'TINYCHAT_REQUIRE_EXT': '1', 'PYTHONUNBUFFERED': '1'}
 
 
-def check(chosen: Sequence[Step], document: dict[str, Any], out: Path,
+def check(chosen: Sequence[Stage], document: dict[str, Any], out: Path,
           environment: Mapping[str, str]) -> bool:
-    """Run the steps, write what is known after each, and say whether all passed."""
+    """Run the stages, write what is known after each step, and say whether all passed."""
     document['steps'] = {}
-    for step in chosen:
-        print(f'== {step.name}, at most {step.limit} s', flush=True)
-        result = document['steps'][step.name] = run(step, environment)
-        save_json(out, document)
-        print(f"   {result['status']}, {result['seconds']} s  {result.get('counts', '')}")
-        if 'output' in result:
-            print(result['output'], flush=True)
+    for stage in chosen:
+        for step, result in _run_side_by_side(stage, environment):
+            document['steps'][step.name] = result
+            save_json(out, document)
+            print(f"== {step.name}: {result['status']}, {result['seconds']} s  "
+                  f"{result.get('counts', '')}", flush=True)
+            if 'output' in result:
+                print(result['output'], flush=True)
     return all(result['status'] == PASSED for result in document['steps'].values())
+
+
+def _run_side_by_side(stage: Stage, environment: Mapping[str, str]
+                      ) -> Iterator[tuple[Step, dict[str, Any]]]:
+    """Yield the steps of a stage with their results as they end."""
+    end = time.monotonic() + stage.limit
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        running = {pool.submit(lambda step=step: run(step, end - time.monotonic(), environment)):
+                   step for step in stage.steps}
+        for future in as_completed(running):
+            yield running[future], future.result()
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -171,7 +194,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 1
     out = Path(args.out).absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
-    chosen = steps(args.shape, args.family, out.with_suffix('.png'))
+    chosen = stages(args.shape, args.family, out.with_suffix('.png'))
     passed = check(chosen, machine(), out, environment())
     print(f"== {'all passed' if passed else 'not all passed'}: {out}")
     return 0 if passed else 1

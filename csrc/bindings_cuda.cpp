@@ -159,8 +159,8 @@ void bind_attention(py::module_& module) {
                     dtype_of(dtype), pointer(stream));
       },
       py::arg("cache"), py::arg("rotary"), py::kw_only(), py::arg("qkv"),
-      py::arg("permuted") = false, py::arg("q"),
-      py::arg("tokens"), py::arg("heads"), py::arg("dtype"), py::arg("stream"));
+      py::arg("permuted") = false, py::arg("q"), py::arg("tokens"), py::arg("heads"),
+      py::arg("dtype"), py::arg("stream"));
   module.def("decode_attention_workspace", &decode_attention_workspace, py::kw_only(),
              py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("max_seq_len"));
   module.def(

@@ -50,6 +50,7 @@ inline float half_to_float(uint16_t half) {
 inline void check_cuda(cudaError_t status, const std::string& what,
                        const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (status == cudaSuccess) return;
+  cudaGetLastError();  // It would be the next call's.
   throw std::runtime_error(std::string(file) + ":" + std::to_string(line) + ": " + what + ": " +
                            cudaGetErrorString(status));
 }

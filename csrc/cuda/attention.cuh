@@ -19,36 +19,18 @@
 
 #include <cmath>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
+#include "cuda/kv_rows.cuh"
 #include "cuda/launchers.h"
+#include "cuda/pack.cuh"
 #include "cuda/prim.cuh"
+#include "cuda/warp.cuh"
 
 namespace tinychat {
 
-constexpr int kWarp = 32;
-constexpr int kMaxHeadDim = 256;
 constexpr int kQueryRows = 16;
 constexpr float kLog2E = 1.44269504f;
-
-// The keys, or the values, of one KV head.
-template <typename Kv>
-struct KvRows {
-  Kv* values;    // [max_seq_len, head_dim]
-  half* scales;  // [max_seq_len], with int8 values
-  int skew;      // How many scales the first one is behind a multiple of 16 bytes.
-  int head_dim;
-};
-
-template <typename Kv>
-__device__ KvRows<Kv> kv_rows(const KvCache& cache, void* values, void* scales, int kv_head) {
-  const int64_t first = (cache.state->slot * cache.kv_heads + kv_head) * cache.max_seq_len;
-  return {static_cast<Kv*>(values) + first * cache.head_dim,
-          static_cast<half*>(scales) + first, static_cast<int>(first % 8),
-          static_cast<int>(cache.head_dim)};
-}
 
 // kPositions of a KvRows that follow one another. A row takes an odd number of chunks of 16 bytes,
 // so that the eight rows of an ldmatrix lie in different banks. What a head_dim below kHeadDim
@@ -129,34 +111,14 @@ __device__ void load_tile(Tile<Kv, kHeadDim, kPositions>& tile, const KvRows<Kv>
   }
 }
 
-template <typename Pair>
-__device__ uint32_t bits_of(Pair pair) {
-  uint32_t bits;
-  memcpy(&bits, &pair, sizeof(bits));
-  return bits;
-}
-
-template <typename T>
-__device__ uint32_t pack(float low, float high) {
-  if constexpr (std::is_same_v<T, half>) {
-    return bits_of(__floats2half2_rn(low, high));
-  } else {
-    return bits_of(__floats2bfloat162_rn(low, high));
-  }
-}
-
 // Bytes kLow and kHigh of four int8 values as a pair of T. The upper byte of 1024 in fp16, of 128
 // in bf16, in front of the lower 7 bits of a value adds them to it; in front of the sign bit it
 // makes what has to be taken off again, 128 more for a negative value.
 template <typename T, int kLow, int kHigh>
 __device__ uint32_t widen(uint32_t codes) {
-  using Pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
   constexpr uint32_t kMagic = std::is_same_v<T, half> ? 0x64646464 : 0x43434343;
   const uint32_t pair = __byte_perm(codes, kMagic, 0x4040 | kHigh << 8 | kLow);
-  const uint32_t bits[2] = {pair & 0xff7fff7f, pair & 0xff80ff80};
-  Pair operands[2];
-  memcpy(operands, bits, sizeof(bits));
-  return bits_of(__hsub2(operands[0], operands[1]));
+  return bits_of(__hsub2(pair_of<T>(pair & 0xff7fff7f), pair_of<T>(pair & 0xff80ff80)));
 }
 
 // The attention of kQueryRows queries of one KV head over the tiles that it is given, by one warp.
@@ -254,8 +216,6 @@ class WarpAttention {
   using Scores = float[kPositions / 8][4];
 
   static constexpr bool kInt8 = sizeof(Kv) == 1;
-
-  __device__ static int lane() { return threadIdx.x % kWarp; }
 
   // The first of the two columns of 16 that a lane holds on side 0 or 1 of an operand. In int8 the
   // four of a lane come in one word.
@@ -385,29 +345,10 @@ class WarpAttention {
   float sum_[2] = {};
 };
 
-inline void check_head_dim(const char* name, int64_t head_dim) {
-  if (head_dim >= 8 && head_dim <= kMaxHeadDim && head_dim % 8 == 0) return;
-  throw std::invalid_argument(std::string(name) +
-                              ": expected a head_dim that is a multiple of 8 up to 256, got " +
-                              std::to_string(head_dim));
-}
-
-// Calls run with a T and a Kv, each a value of its type.
+// As with_cache_types, and gives run the kHeadDim to compile for.
 template <typename Run>
-void with_cache_types(const KvCache& cache, DType dtype, Run run) {
-  const bool int8 = cache.k_scale != nullptr;
-  if (dtype == DType::kFloat16) {
-    int8 ? run(half(), int8_t()) : run(half(), half());
-  } else {
-    int8 ? run(__nv_bfloat16(), int8_t()) : run(__nv_bfloat16(), __nv_bfloat16());
-  }
-}
-
-// Calls run with the kHeadDim to compile for besides.
-template <typename Run>
-void with_attention_types(const char* name, const KvCache& cache, DType dtype, Run run) {
-  check_head_dim(name, cache.head_dim);
-  with_cache_types(cache, dtype, [&](auto t, auto kv) {
+void with_attention_types(const char* launcher, const KvCache& cache, DType dtype, Run run) {
+  with_cache_types(launcher, cache, dtype, [&](auto t, auto kv) {
     if (cache.head_dim <= 16) return run(t, kv, std::integral_constant<int, 16>());
     if (cache.head_dim <= 64) return run(t, kv, std::integral_constant<int, 64>());
     if (cache.head_dim <= 80) return run(t, kv, std::integral_constant<int, 80>());

@@ -16,7 +16,6 @@
 
 #include "cuda/launchers.h"
 #include "cuda/prim.cuh"
-#include "cuda/runtime.cuh"
 
 namespace tinychat {
 namespace {

@@ -87,7 +87,6 @@ struct Shapes {
   };
 };
 
-__device__ int warp() { return threadIdx.x / kWarp; }
 __device__ int warps() { return blockDim.x / kWarp; }
 
 // One warp's tiles. Keys and values go by turns, so that each place in the ring is filled again as
@@ -150,13 +149,6 @@ __device__ void keep(Attention& attention, int heads, int head_dim, Parts& parts
 __device__ float warp_max(float value) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     value = fmaxf(value, __shfl_xor_sync(~0u, value, distance));
-  }
-  return value;
-}
-
-__device__ float warp_sum(float value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(~0u, value, distance);
   }
   return value;
 }

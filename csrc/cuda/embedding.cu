@@ -12,16 +12,12 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-#include <algorithm>
-
 #include "cuda/launchers.h"
 #include "cuda/prim.cuh"
+#include "cuda/warp.cuh"
 
 namespace tinychat {
 namespace {
-
-constexpr int kWarp = 32;
-constexpr int kMaxThreads = 1024;
 
 // One block per token; `chunks` of 16 bytes make a row.
 __global__ void __launch_bounds__(kMaxThreads)
@@ -41,10 +37,9 @@ __global__ void __launch_bounds__(kMaxThreads)
 void embedding(const int32_t* token_ids, const void* table, void* x, int64_t tokens,
                int64_t vocab, int64_t hidden, DType dtype, void* stream) {
   const int chunks = static_cast<int>(hidden / (dtype == DType::kFloat32 ? 4 : 8));
-  const int threads = std::min<int>(kMaxThreads, ceil_div(chunks, kWarp) * kWarp);
-  launch_dependent("embedding", embedding_kernel, static_cast<unsigned>(tokens), threads, 0,
-                   stream, token_ids, static_cast<const uint4*>(table), static_cast<uint4*>(x),
-                   vocab, chunks);
+  launch_dependent("embedding", embedding_kernel, static_cast<unsigned>(tokens),
+                   threads_for(chunks), 0, stream, token_ids, static_cast<const uint4*>(table),
+                   static_cast<uint4*>(x), vocab, chunks);
 }
 
 }  // namespace tinychat

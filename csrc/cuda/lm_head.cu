@@ -17,13 +17,15 @@
 #include <type_traits>
 
 #include "cuda/candidate.cuh"
+#include "cuda/dispatch.cuh"
 #include "cuda/launchers.h"
 #include "cuda/prim.cuh"
+#include "cuda/rms_norm.cuh"
+#include "cuda/warp.cuh"
 
 namespace tinychat {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
 // Of a tile, for each warp: the more there are, the less often x is loaded and steps are counted.
@@ -33,23 +35,6 @@ constexpr int kRows = kCandidateTile / kWarps;
 // the latency of an H200's memory, 10 KB that of an Orin's.
 constexpr int kStages = 4;
 constexpr int kRingChunks = kStages * kRows * kThreads;
-
-__device__ float warp_sum(float value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(~0u, value, distance);
-  }
-  return value;
-}
-
-// The sum over the block, for every thread of it. To be called once.
-__device__ float block_sum(float value) {
-  __shared__ float partial[kWarps];
-  const int lane = threadIdx.x % kWarp;
-  value = warp_sum(value);
-  if (lane == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  return warp_sum(lane < kWarps ? partial[lane] : 0.0f);
-}
 
 // Rows of `chunks` times 16 bytes.
 struct Weight {
@@ -116,38 +101,24 @@ class Ring {
   int stage_ = 0;
 };
 
-// Four values of x, 8 or 16 bytes that are loaded at once.
+// What one load of x moves. A chunk of an int8 weight meets four of these, any other chunk two.
 template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-  T values[4];
-};
+using Quad = Pack<T, 4>;
 
-template <typename T>
-__device__ Quad<T> load(const Quad<T>* address) {
-  const uint2 bits = *reinterpret_cast<const uint2*>(address);
-  Quad<T> quad;
-  memcpy(&quad, &bits, sizeof(quad));
-  return quad;
-}
-
-// RMSNorm with the roundings of the reference. y[i][c] is quad i of those that meet chunk c of the
+// RMSNorm. y[i][c] is quad i of those that meet chunk c of the
 // weight, kQuads in all, so that neighbours read neighbours whatever a chunk holds.
 template <int kQuads, typename T>
 __device__ void normalize(const Quad<T>* x, const Quad<T>* weight, float eps, int k, float4* y) {
+  __shared__ float partial[kWarps];
   float squares = 0.0f;
   for (int i = threadIdx.x; i < k / 4; i += kThreads) {
-    const Quad<T> quad = load(&x[i]);
-    for (T value : quad.values) squares += static_cast<float>(value) * static_cast<float>(value);
+    squares += sum_of_squares(load(&x[i]));
   }
-  const float scale = rsqrtf(block_sum(squares) / k + eps);
+  const float scale = rsqrtf(block_sum(squares, partial) / k + eps);
   for (int i = threadIdx.x; i < k / 4; i += kThreads) {
-    const Quad<T> quad = load(&x[i]), weights = load(&weight[i]);
+    const Quad<T> quad = scaled(load(&x[i]), scale, load(&weight[i]));
     float values[4];
-    for (int j = 0; j < 4; ++j) {
-      const T normalized = T(static_cast<float>(quad.values[j]) * scale);
-      values[j] = static_cast<float>(
-          T(static_cast<float>(normalized) * static_cast<float>(weights.values[j])));
-    }
+    for (int j = 0; j < 4; ++j) values[j] = static_cast<float>(quad.values[j]);
     y[i % kQuads * (k / 4 / kQuads) + i / kQuads] =
         make_float4(values[0], values[1], values[2], values[3]);
   }
@@ -264,11 +235,11 @@ void run(const void* x, const void* norm_weight, float norm_eps, const void* wei
 void lm_head(const void* x, const void* norm_weight, float norm_eps, const void* weight,
              const float* scales, const LogitsOutput& output, int64_t n, int64_t k, DType dtype,
              void* stream) {
-  const bool fp16 = dtype == DType::kFloat16;
-  const auto plain = fp16 ? run<half, half> : run<__nv_bfloat16, __nv_bfloat16>;
-  const auto int8 = fp16 ? run<half, int8_t> : run<__nv_bfloat16, int8_t>;
-  const auto run_as = scales == nullptr ? plain : int8;
-  run_as(x, norm_weight, norm_eps, weight, scales, output, n, k, stream);
+  with_half_type("lm_head", dtype, [&](auto t) {
+    using T = decltype(t);
+    const auto run_as = scales == nullptr ? run<T, T> : run<T, int8_t>;
+    run_as(x, norm_weight, norm_eps, weight, scales, output, n, k, stream);
+  });
 }
 
 }  // namespace tinychat

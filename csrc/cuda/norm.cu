@@ -12,54 +12,17 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-#include <algorithm>
-#include <cstring>
-
+#include "cuda/dispatch.cuh"
 #include "cuda/launchers.h"
 #include "cuda/prim.cuh"
+#include "cuda/rms_norm.cuh"
+#include "cuda/warp.cuh"
 
 namespace tinychat {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kMaxThreads = 1024;
-
-// What one load moves.
-template <typename T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T values[kSize];
-};
-
-// Copied as it is, the compiler would load its values one by one.
-template <typename T>
-__device__ Pack<T> load(const Pack<T>* address) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(address);
-  Pack<T> pack;
-  memcpy(&pack, &bits, sizeof(pack));
-  return pack;
-}
-
-__device__ float warp_sum(float value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(~0u, value, distance);
-  }
-  return value;
-}
-
 // One for each warp of a block.
 using Partials = float[kMaxThreads / kWarp];
-
-// The sum over the block, for every thread of it. `partial` is shared memory for one call.
-__device__ float block_sum(float value, Partials& partial) {
-  const int lane = threadIdx.x % kWarp;
-  value = warp_sum(value);
-  if (lane == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  // Every warp adds the partial sums up, which spares a second barrier.
-  const int warps = blockDim.x / kWarp;
-  return warp_sum(lane < warps ? partial[lane] : 0.0f);
-}
 
 template <typename T>
 __device__ Pack<T> add(const Pack<T>& a, const Pack<T>& b) {
@@ -68,26 +31,6 @@ __device__ Pack<T> add(const Pack<T>& a, const Pack<T>& b) {
     sum.values[i] = T(static_cast<float>(a.values[i]) + static_cast<float>(b.values[i]));
   }
   return sum;
-}
-
-template <typename T>
-__device__ float sum_of_squares(const Pack<T>& pack) {
-  float sum = 0.0f;
-  for (int i = 0; i < Pack<T>::kSize; ++i) {
-    const float value = static_cast<float>(pack.values[i]);
-    sum += value * value;
-  }
-  return sum;
-}
-
-template <typename T>
-__device__ Pack<T> scaled(const Pack<T>& x, float scale, const Pack<T>& weight) {
-  Pack<T> y;
-  for (int i = 0; i < Pack<T>::kSize; ++i) {
-    const T normalized = T(static_cast<float>(x.values[i]) * scale);
-    y.values[i] = T(static_cast<float>(normalized) * static_cast<float>(weight.values[i]));
-  }
-  return y;
 }
 
 // One block per row, which is read a second time from L1, each pack by the thread that wrote it.
@@ -109,23 +52,6 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {
     y[row + i] = scaled(load(&x[row + i]), scale, load(&weight[i]));
   }
-}
-
-template <typename T>
-__device__ float sum(const Pack<T>& pack) {
-  float sum = 0.0f;
-  for (int i = 0; i < Pack<T>::kSize; ++i) sum += static_cast<float>(pack.values[i]);
-  return sum;
-}
-
-template <typename T>
-__device__ float sum_of_squares(const Pack<T>& pack, float mean) {
-  float sum = 0.0f;
-  for (int i = 0; i < Pack<T>::kSize; ++i) {
-    const float deviation = static_cast<float>(pack.values[i]) - mean;
-    sum += deviation * deviation;
-  }
-  return sum;
 }
 
 template <typename T>
@@ -152,7 +78,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t row = int64_t{blockIdx.x} * packs;
   const int hidden = packs * Pack<T>::kSize;
   float total = 0.0f;
-  for (int i = threadIdx.x; i < packs; i += blockDim.x) total += sum(load(&x[row + i]));
+  for (int i = threadIdx.x; i < packs; i += blockDim.x) total += sum_of(load(&x[row + i]));
   const float mean = block_sum(total, partial_sum) / hidden;
   float squares = 0.0f;
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {
@@ -165,44 +91,30 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-int threads_of(int packs) { return std::min<int>(kMaxThreads, ceil_div(packs, kWarp) * kWarp); }
-
-template <typename T>
-void run_rms_norm(void* x, const void* residual, const void* weight, void* y, int64_t tokens,
-                  int64_t hidden, float eps, void* stream) {
-  const int packs = static_cast<int>(hidden / Pack<T>::kSize);
-  launch_dependent("rms_norm", rms_norm_kernel<T>, static_cast<unsigned>(tokens),
-                   threads_of(packs), 0, stream, static_cast<Pack<T>*>(x),
-                   static_cast<const Pack<T>*>(residual), static_cast<const Pack<T>*>(weight),
-                   static_cast<Pack<T>*>(y), packs, eps);
-}
-
-template <typename T>
-void run_layer_norm(const void* x, const void* weight, const void* bias, void* y, int64_t tokens,
-                    int64_t hidden, float eps, void* stream) {
-  const int packs = static_cast<int>(hidden / Pack<T>::kSize);
-  launch_dependent("layer_norm", layer_norm_kernel<T>, static_cast<unsigned>(tokens),
-                   threads_of(packs), 0, stream, static_cast<const Pack<T>*>(x),
-                   static_cast<const Pack<T>*>(weight), static_cast<const Pack<T>*>(bias),
-                   static_cast<Pack<T>*>(y), packs, eps);
-}
-
 }  // namespace
 
 void rms_norm(void* x, const void* residual, const void* weight, void* y, int64_t tokens,
               int64_t hidden, float eps, DType dtype, void* stream) {
-  const auto run = dtype == DType::kFloat16    ? run_rms_norm<half>
-                   : dtype == DType::kBFloat16 ? run_rms_norm<__nv_bfloat16>
-                                               : run_rms_norm<float>;
-  run(x, residual, weight, y, tokens, hidden, eps, stream);
+  with_float_type(dtype, [&](auto t) {
+    using Row = Pack<decltype(t)>;
+    const int packs = static_cast<int>(hidden / Row::kSize);
+    launch_dependent("rms_norm", rms_norm_kernel<decltype(t)>, static_cast<unsigned>(tokens),
+                     threads_for(packs), 0, stream, static_cast<Row*>(x),
+                     static_cast<const Row*>(residual), static_cast<const Row*>(weight),
+                     static_cast<Row*>(y), packs, eps);
+  });
 }
 
 void layer_norm(const void* x, const void* weight, const void* bias, void* y, int64_t tokens,
                 int64_t hidden, float eps, DType dtype, void* stream) {
-  const auto run = dtype == DType::kFloat16    ? run_layer_norm<half>
-                   : dtype == DType::kBFloat16 ? run_layer_norm<__nv_bfloat16>
-                                               : run_layer_norm<float>;
-  run(x, weight, bias, y, tokens, hidden, eps, stream);
+  with_float_type(dtype, [&](auto t) {
+    using Row = Pack<decltype(t)>;
+    const int packs = static_cast<int>(hidden / Row::kSize);
+    launch_dependent("layer_norm", layer_norm_kernel<decltype(t)>, static_cast<unsigned>(tokens),
+                     threads_for(packs), 0, stream, static_cast<const Row*>(x),
+                     static_cast<const Row*>(weight), static_cast<const Row*>(bias),
+                     static_cast<Row*>(y), packs, eps);
+  });
 }
 
 }  // namespace tinychat

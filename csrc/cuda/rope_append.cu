@@ -12,7 +12,14 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-#include "cuda/attention.cuh"
+#include <cmath>
+#include <cstring>
+
+#include "cuda/kv_rows.cuh"
+#include "cuda/launchers.h"
+#include "cuda/pack.cuh"
+#include "cuda/prim.cuh"
+#include "cuda/warp.cuh"
 
 namespace tinychat {
 namespace {
@@ -182,10 +189,9 @@ void run(const RopeAppend& rope, void* stream) {
 
 void rope_append(const void* qkv, bool permuted, void* q, const KvCache& cache,
                  const Rotary& rotary, int64_t tokens, int64_t heads, DType dtype, void* stream) {
-  check_head_dim("rope_append", cache.head_dim);
   const RopeAppend rope = {qkv, permuted, q, cache, rotary, static_cast<int>(tokens),
                            static_cast<int>(heads)};
-  with_cache_types(cache, dtype, [&](auto t, auto kv) {
+  with_cache_types("rope_append", cache, dtype, [&](auto t, auto kv) {
     run<decltype(t), decltype(kv)>(rope, stream);
   });
 }

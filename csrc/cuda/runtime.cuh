@@ -33,12 +33,19 @@
 
 namespace tinychat {
 
-// More than this has to be asked for.
-constexpr size_t kDefaultSharedBytes = 48 << 10;
+template <typename Kernel>
+cudaFuncAttributes attributes_of(const char* name, Kernel* kernel) {
+  cudaFuncAttributes attributes;
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), name);
+  return attributes;
+}
 
+// Lets a kernel have more dynamic shared memory than it may without asking. The limit never goes
+// down: launches that were recorded earlier need theirs.
 template <typename Kernel>
 void allow_shared_bytes(const char* name, Kernel* kernel, size_t bytes) {
-  if (bytes <= kDefaultSharedBytes) return;
+  const int allowed = attributes_of(name, kernel).maxDynamicSharedSizeBytes;
+  if (bytes <= static_cast<size_t>(allowed)) return;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(bytes)),
              name);
@@ -47,7 +54,10 @@ void allow_shared_bytes(const char* name, Kernel* kernel, size_t bytes) {
 // Whether all that a stream was given has ended. Throws what it failed with.
 inline bool stream_ended(void* stream) {
   const cudaError_t status = cudaStreamQuery(static_cast<cudaStream_t>(stream));
-  if (status == cudaErrorNotReady) return false;
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();  // Others would take it for theirs.
+    return false;
+  }
   check_cuda(status, "stream");
   return true;
 }
@@ -88,37 +98,42 @@ std::string kernel_problem(Kernel* kernel) {
   return cudaGetErrorString(status);
 }
 
-// Starts kernel(arguments...) on a stream. `name` is what an error calls it.
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared_bytes, void* stream, Arguments... arguments) {
+void launch_with(cudaLaunchAttribute* attribute, const char* name, void (*kernel)(Parameters...),
+                 dim3 grid, dim3 block, size_t shared_bytes, void* stream,
+                 Arguments... arguments) {
   allow_shared_bytes(name, kernel, shared_bytes);
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  check_cuda(cudaGetLastError(), name);
-}
-
-// As launch, but on Hopper and later the kernel may start before the one in front of it ends
-// (programmatic dependent launch). Each of its threads calls grid_dependency_wait; before it, it
-// reads only what no kernel writes, and writes nothing.
-template <typename... Parameters, typename... Arguments>
-void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                      size_t shared_bytes, void* stream, Arguments... arguments) {
-  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) {
-    launch(name, kernel, grid, block, shared_bytes, stream, arguments...);
-    return;
-  }
-  allow_shared_bytes(name, kernel, shared_bytes);
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.attrs = attribute;
+  config.numAttrs = attribute == nullptr ? 0 : 1;
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+// Starts kernel(arguments...) on a stream. `name` is what an error calls it.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared_bytes, void* stream, Arguments... arguments) {
+  launch_with(nullptr, name, kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+// As launch, but on Hopper and later the kernel may start before the one in front of it ends
+// (programmatic dependent launch). Each of its threads calls grid_dependency_wait; before it, it
+// reads only what no kernel writes, and writes nothing. (Weights that the kernel right in front
+// has just written have to be waited for by the host.)
+template <typename... Parameters, typename... Arguments>
+void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                      size_t shared_bytes, void* stream, Arguments... arguments) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  // What was compiled for less has no wait in it, on whatever GPU it runs.
+  const bool waits = attributes_of(name, kernel).ptxVersion >= 90;
+  launch_with(waits ? &overlap : nullptr, name, kernel, grid, block, shared_bytes, stream,
+              arguments...);
 }
 
 }  // namespace tinychat

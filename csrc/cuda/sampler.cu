@@ -17,13 +17,14 @@
 #include "cuda/candidate.cuh"
 #include "cuda/launchers.h"
 #include "cuda/prim.cuh"
+#include "cuda/warp.cuh"
 
 namespace tinychat {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kThreads = 1024;
+constexpr int kThreads = kMaxThreads;
 constexpr int kWarps = kThreads / kWarp;
+static_assert(kWarps == kWarp, "each lane takes what a warp has");
 constexpr float kLowestTemperature = 1e-6f;  // As in engine/sampler.py.
 
 // A token's key is the bits of how far its logit lies below the best one. They order as those
@@ -35,6 +36,7 @@ constexpr int kKeyBits = 31;
 // Most of a vocabulary falls into few bins; with copies of them fewer lanes meet at an address.
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
+static_assert(kBins == 2 * kThreads, "each thread adds two bins up");
 constexpr int kCopies = 4;
 
 // Weights are added in 64 bits, exact in whatever order. Shared memory adds only 32 bits at once,
@@ -63,13 +65,6 @@ struct Shared {
     return sum;
   }
 };
-
-__device__ uint64_t warp_sum(uint64_t value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(~0u, value, distance);
-  }
-  return value;
-}
 
 // Which of the parts that follow one another `rest` falls into. It becomes how far.
 template <typename Part>

@@ -19,15 +19,16 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "cuda/dispatch.cuh"
 #include "cuda/launchers.h"
 #include "cuda/prim.cuh"
 #include "cuda/w4_epilogue.cuh"
 #include "cuda/w4_record.cuh"
+#include "cuda/warp.cuh"
 
 namespace tinychat {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // 2 x 2: each takes half of its block's tiles and half of the tokens.
 constexpr int kThreads = kWarps * kWarp;
 
@@ -69,9 +70,6 @@ struct Product {
   int groups;  // Of a record.
   int stages;
 };
-
-__device__ int lane() { return threadIdx.x % kWarp; }
-__device__ int warp() { return threadIdx.x / kWarp; }
 
 template <typename S>
 __device__ void load_tiles(const Product& product, int index, unsigned char* stage) {
@@ -118,21 +116,20 @@ class Group {
     const uint32_t* nibbles = reinterpret_cast<const uint32_t*>(zeros);
     dequantizer_ = Dequantizer<T>(nibbles[0] >> 4 * g & 15, nibbles[1] >> 4 * g & 15);
     const half* scale = reinterpret_cast<const half*>(scales) + g;
-    scales_ = Pair(T(static_cast<float>(scale[0])), T(static_cast<float>(scale[8])));
+    scales_ = Pair<T>(T(static_cast<float>(scale[0])), T(static_cast<float>(scale[8])));
   }
 
   __device__ __forceinline__ void operator()(uint32_t word, uint32_t (&a)[4]) const {
     dequantizer_(word, a);
     for (int i = 0; i < 4; ++i) {
       const T scale = i % 2 == 0 ? scales_.x : scales_.y;
-      a[i] = bits_of(__hmul2(pair_of<Pair>(a[i]), Pair(scale, scale)));
+      a[i] = bits_of(__hmul2(pair_of<T>(a[i]), Pair<T>(scale, scale)));
     }
   }
 
  private:
-  using Pair = std::conditional_t<std::is_same_v<T, half>, half2, __nv_bfloat162>;
   Dequantizer<T> dequantizer_{0, 0};
-  Pair scales_;
+  Pair<T> scales_;
 };
 
 // The sums of a warp as mma_m16n8k16 holds them, [its tiles][its octets of tokens].
@@ -266,11 +263,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t tile = int64_t{blockIdx.y} * S::kTiles + tiles_at;
   const int64_t token = int64_t{blockIdx.x} * S::kTokens + tokens_at;
   const int tokens = static_cast<int>(min(product.m - token, int64_t{S::kWarpTokens}));
+  constexpr int64_t kRows = S::kWarpTiles * kRecordRows;
   Sums<T, S> sums;
   sums.begin(bias, tile * kRecordRows);
   if (residual != nullptr) {
     sums.add_residual(residual + token * product.n + tile * kRecordRows, product.n,
-                      static_cast<int>(min(product.n - tile * kRecordRows, int64_t{128})), tokens);
+                      static_cast<int>(min(product.n - tile * kRecordRows, kRows)), tokens);
   }
   for (int i = 0; i < product.stages; ++i) {
     cp_async_wait<S::kStages - 2>();
@@ -333,9 +331,8 @@ void gemm(const W4Input& input, const void* residual, const Output& output) {
   if (input.norm_weight != nullptr) {
     throw std::invalid_argument("w4_gemm: norm_weight: expected null, got an address");
   }
-  const auto run_as =
-      input.dtype == DType::kFloat16 ? choose<half, Output> : choose<__nv_bfloat16, Output>;
-  run_as(input, residual, output);
+  with_half_type("w4_gemm", input.dtype,
+                 [&](auto t) { choose<decltype(t)>(input, residual, output); });
 }
 
 }  // namespace

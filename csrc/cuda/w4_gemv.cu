@@ -14,21 +14,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
+#include "cuda/candidate.cuh"
+#include "cuda/dispatch.cuh"
 #include "cuda/launchers.h"
 #include "cuda/prim.cuh"
-#include "cuda/runtime.cuh"
+#include "cuda/rms_norm.cuh"
 #include "cuda/w4_epilogue.cuh"
 #include "cuda/w4_record.cuh"
+#include "cuda/warp.cuh"
 
 namespace tinychat {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarp * kWarps;
 constexpr int kBlocksPerMultiprocessor = 2;  // At least.
@@ -36,56 +35,6 @@ constexpr int kMaxTokens = 8;                // The columns of an mma.
 
 // Records in the ring of a warp. One is being read: two blocks have 51 KB in flight.
 constexpr int kStages = 4;
-
-// What one load of activations moves.
-template <typename T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T values[kSize];
-};
-
-// Copied as it is, the compiler would load its values one by one.
-template <typename T>
-__device__ Pack<T> load(const Pack<T>* address) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(address);
-  Pack<T> pack;
-  memcpy(&pack, &bits, sizeof(pack));
-  return pack;
-}
-
-__device__ float warp_sum(float value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(~0u, value, distance);
-  }
-  return value;
-}
-
-template <typename T>
-__device__ float sum_of(const Pack<T>& pack) {
-  float sum = 0.0f;
-  for (int i = 0; i < Pack<T>::kSize; ++i) sum += static_cast<float>(pack.values[i]);
-  return sum;
-}
-
-template <typename T>
-__device__ float sum_of_squares(const Pack<T>& pack) {
-  float sum = 0.0f;
-  for (int i = 0; i < Pack<T>::kSize; ++i) {
-    const float value = static_cast<float>(pack.values[i]);
-    sum += value * value;
-  }
-  return sum;
-}
-
-template <typename T>
-__device__ Pack<T> scaled(const Pack<T>& x, float scale, const Pack<T>& weight) {
-  Pack<T> y;
-  for (int i = 0; i < Pack<T>::kSize; ++i) {
-    const T normalized = T(static_cast<float>(x.values[i]) * scale);
-    y.values[i] = T(static_cast<float>(normalized) * static_cast<float>(weight.values[i]));
-  }
-  return y;
-}
 
 // Some tokens of a W4Input, and how the shared memory of a block that works on them is divided:
 // the rings of the warps, the sums of two tiles, the sums of x over the groups, x.
@@ -163,8 +112,10 @@ class RecordRing {
       const int chunk = threadIdx.x % kWarp * 16;
       unsigned char* to = ring_ + stage_ * bytes_ + chunk;
       cp_async_16(to, from_);
-      cp_async_16(to + 512, from_ + 512);
-      if (chunk < bytes_ - 1024) cp_async_16(to + 1024, from_ + 1024);
+      cp_async_16(to + kWarp * 16, from_ + kWarp * 16);
+      if (chunk < bytes_ - kRecordWeightBytes) {
+        cp_async_16(to + kRecordWeightBytes, from_ + kRecordWeightBytes);
+      }
       from_ += kWarps * bytes_;
       record_ += kWarps;
       skip_finished_tiles();
@@ -275,7 +226,7 @@ template <>
 struct Codes<half> {
   static constexpr float kUnitsPerLow = 0x1p24f;
   static constexpr float kUnitsPerHigh = 0x1p20f;
-  static __device__ float low(unsigned code) { return __half2float(pair_of<half2>(code).x); }
+  static __device__ float low(unsigned code) { return __half2float(pair_of<half>(code).x); }
   static __device__ float high(unsigned code) { return low(code << 4); }
   static __device__ __forceinline__ void operands(uint32_t word, uint32_t (&a)[4]) {
     const uint32_t upper = word >> 8;
@@ -418,26 +369,16 @@ struct LogitsEpilogue {
 
   __device__ void operator()(int64_t copy, int64_t tile, int g, float low, float high) const {
     const int64_t row = tile * kRecordRows + g;
-    Candidate mine = better(candidate(row, low), candidate(row + 8, high));
-    for (int distance = 4; distance > 0; distance /= 2) {
-      const float logit = __shfl_xor_sync(~0u, mine.logit, distance);
-      mine = better(mine, {logit, __shfl_xor_sync(~0u, mine.token, distance)});
-    }
+    const Candidate of_tile =
+        best_of_lanes(better(candidate(row, low), candidate(row + 8, high)), 8);
     if (copy > 0) return;
     if (row < n) logits[row] = low;
     if (row + 8 < n) logits[row + 8] = high;
-    if (g == 0) best[tile] = mine;
+    if (g == 0) best[tile] = of_tile;
   }
 
   __device__ Candidate candidate(int64_t row, float logit) const {
     return {row < n ? logit : -INFINITY, static_cast<int32_t>(row)};
-  }
-
-  // A NaN is better than any number, so that it is seen.
-  static __device__ Candidate better(const Candidate& a, const Candidate& b) {
-    const bool second = b.logit != b.logit || b.logit > a.logit ||
-                        (b.logit == a.logit && b.token < a.token);
-    return second ? b : a;
   }
 };
 
@@ -454,6 +395,7 @@ void run(const W4Input& input, const Output& output) {
   work.input = input;
   work.records = static_cast<int>(ceil_div(input.k, kRecordColumns));
   work.tiles = static_cast<int>(ceil_div(input.n, kRecordRows));
+  // As many at a time as there is shared memory for, and about as many each time.
   work.tokens = static_cast<int>(input.m);
   while (work.tokens > 1 && work.shared_bytes() > max_shared_bytes()) --work.tokens;
   const int tokens = static_cast<int>(ceil_div(input.m, ceil_div(input.m, work.tokens)));
@@ -466,22 +408,15 @@ void run(const W4Input& input, const Output& output) {
   }
 }
 
-void require(bool holds, const char* expected, int64_t got) {
-  if (holds) return;
-  throw std::invalid_argument(std::string("w4_gemv: expected ") + expected + ", got " +
-                              std::to_string(got));
-}
-
 template <typename Output>
 void check_and_run(const W4Input& input, const Output& output) {
   constexpr bool kOneToken = std::is_same_v<Output, LogitsOutput>;
   const int group = input.group_size;
-  require(group == 32 || group == 64 || group == 128, "a group_size of 32, 64 or 128", group);
-  require(input.m >= 1 && input.m <= (kOneToken ? 1 : kMaxTokens),
+  require(group == 32 || group == 64 || group == 128, "w4_gemv", "a group_size of 32, 64 or 128",
+          group);
+  require(input.m >= 1 && input.m <= (kOneToken ? 1 : kMaxTokens), "w4_gemv",
           kOneToken ? "an m of 1" : "an m of 1 to 8", input.m);
-  require(input.dtype != DType::kFloat32, "dtype 0 (fp16) or 1 (bf16)",
-          static_cast<int>(input.dtype));
-  (input.dtype == DType::kFloat16 ? run<half, Output> : run<__nv_bfloat16, Output>)(input, output);
+  with_half_type("w4_gemv", input.dtype, [&](auto t) { run<decltype(t)>(input, output); });
 }
 
 }  // namespace

@@ -30,10 +30,8 @@
 
 #pragma once
 
-#include <cstring>
-
+#include "cuda/pack.cuh"
 #include "cuda/prim.cuh"
-#include "cuda/runtime.cuh"
 
 namespace tinychat {
 
@@ -62,26 +60,12 @@ __host__ __device__ constexpr int record_zeros_at(int group_size) {
 template <typename T>
 class Dequantizer;
 
-template <typename Pair>
-__device__ __forceinline__ Pair pair_of(uint32_t bits) {
-  Pair pair;
-  memcpy(&pair, &bits, sizeof(pair));
-  return pair;
-}
-
-template <typename Pair>
-__device__ __forceinline__ uint32_t bits_of(Pair pair) {
-  uint32_t bits;
-  memcpy(&bits, &pair, sizeof(bits));
-  return bits;
-}
-
 template <>
 class Dequantizer<half> {
  public:
   __device__ Dequantizer(unsigned zero_low, unsigned zero_high)
-      : offset_low_(pair_of<half2>((kExponent10 | zero_low) * 0x10001)),
-        offset_high_(pair_of<half2>((kMinus64 | zero_high << 4) * 0x10001)) {}
+      : offset_low_(pair_of<half>((kExponent10 | zero_low) * 0x10001)),
+        offset_high_(pair_of<half>((kMinus64 | zero_high << 4) * 0x10001)) {}
 
   // An fp16 of exponent 2^10 whose mantissa is q is 1024 + q; four bits higher it is 1024 + 16 q.
   __device__ __forceinline__ void operator()(uint32_t word, uint32_t (&a)[4]) const {
@@ -99,7 +83,7 @@ class Dequantizer<half> {
 
   template <uint32_t kMask>
   static __device__ __forceinline__ half2 number(uint32_t word) {
-    return pair_of<half2>(and_or<kMask>(word, kExponent10 * 0x10001));
+    return pair_of<half>(and_or<kMask>(word, kExponent10 * 0x10001));
   }
 
   half2 offset_low_;
@@ -110,14 +94,14 @@ template <>
 class Dequantizer<__nv_bfloat16> {
  public:
   __device__ Dequantizer(unsigned zero_low, unsigned zero_high)
-      : offset_{pair_of<__nv_bfloat162>((kExponent7 | zero_low) * 0x10001),
-                pair_of<__nv_bfloat162>((kExponent7 | zero_high) * 0x10001)} {}
+      : offset_{pair_of<__nv_bfloat16>((kExponent7 | zero_low) * 0x10001),
+                pair_of<__nv_bfloat16>((kExponent7 | zero_high) * 0x10001)} {}
 
   // A bf16 of exponent 2^7 whose mantissa is q is 128 + q.
   __device__ __forceinline__ void operator()(uint32_t word, uint32_t (&a)[4]) const {
     for (int j = 0; j < 4; ++j) {
       const uint32_t number = and_or<0x000f000f>(word >> 4 * j, kExponent7 * 0x10001);
-      a[j] = bits_of(__hsub2(pair_of<__nv_bfloat162>(number), offset_[j % 2]));
+      a[j] = bits_of(__hsub2(pair_of<__nv_bfloat16>(number), offset_[j % 2]));
     }
   }
 

@@ -52,7 +52,6 @@ struct dim3 {
 
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
 
 namespace tinychat {
 namespace emu {
@@ -182,8 +181,6 @@ int resident_blocks(const char* /* name */, void (*)(Parameters...), int /* thre
   };
 TINYCHAT_VECTOR(float2, float, 8, x, y)
 TINYCHAT_VECTOR(float4, float, 16, x, y, z, w)
-TINYCHAT_VECTOR(int2, int, 8, x, y)
-TINYCHAT_VECTOR(int4, int, 16, x, y, z, w)
 TINYCHAT_VECTOR(uint2, unsigned, 8, x, y)
 TINYCHAT_VECTOR(uint4, unsigned, 16, x, y, z, w)
 #undef TINYCHAT_VECTOR
@@ -203,28 +200,15 @@ using half2 = __half2;
 
 inline float __half2float(__half a) { return a; }
 inline __half __float2half(float a) { return a; }
-inline __half __float2half_rn(float a) { return a; }
-inline float2 __half22float2(__half2 a) { return {a.x, a.y}; }
 inline __half2 __half2half2(__half a) { return {a, a}; }
 inline __half2 __floats2half2_rn(float a, float b) { return {a, b}; }
-inline __half2 __float22half2_rn(float2 a) { return {a.x, a.y}; }
 
-inline float __bfloat162float(__nv_bfloat16 a) { return a; }
-inline __nv_bfloat16 __float2bfloat16(float a) { return a; }
-inline __nv_bfloat16 __float2bfloat16_rn(float a) { return a; }
-inline float2 __bfloat1622float2(__nv_bfloat162 a) { return {a.x, a.y}; }
-inline __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 a) { return {a, a}; }
 inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {a, b}; }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 a) { return {a.x, a.y}; }
 
 // A product of two 16-bit floats is exact in fp32, and a sum in fp64, so that each rounds once.
 template <typename T>
 T __hfma(T a, T b, T c) {
   return static_cast<float>(double{a} * double{b} + double{c});
-}
-template <typename T>
-tinychat::emu::Pair<T> __hadd2(tinychat::emu::Pair<T> a, tinychat::emu::Pair<T> b) {
-  return {float{a.x} + float{b.x}, float{a.y} + float{b.y}};
 }
 template <typename T>
 tinychat::emu::Pair<T> __hsub2(tinychat::emu::Pair<T> a, tinychat::emu::Pair<T> b) {
@@ -244,8 +228,6 @@ using std::max;
 using std::min;
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
 inline float __expf(float a) { return std::exp(a); }
-inline float __logf(float a) { return std::log(a); }
-inline float __fdividef(float a, float b) { return a / b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -274,18 +256,6 @@ template <typename T, typename Value>
 T atomicAdd(T* address, Value value) {
   const T old = *address;
   *address = old + static_cast<T>(value);
-  return old;
-}
-template <typename T, typename Value>
-T atomicMax(T* address, Value value) {
-  const T old = *address;
-  *address = std::max(old, static_cast<T>(value));
-  return old;
-}
-template <typename T, typename Value>
-T atomicCAS(T* address, Value expected, Value value) {
-  const T old = *address;
-  if (old == static_cast<T>(expected)) *address = static_cast<T>(value);
   return old;
 }
 

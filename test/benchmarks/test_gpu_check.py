@@ -21,7 +21,7 @@ import sys
 import time
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import Step
+from benchmarks.gpu_check import Stage, Step
 import pytest
 import torch
 
@@ -42,19 +42,27 @@ def test_left_out(): pytest.skip('not here')
 '''
 
 
-def _python(name: str, code: str, limit: int = 60) -> Step:
-    return Step(name, ['-c', code], limit)
+def _python(name: str, code: str) -> Step:
+    return Step(name, ['-c', code])
 
 
-def test_all_steps_together_end_within_eight_minutes():
-    steps = gpu_check.steps('llama-2-7b', '', Path('gpu.png'))
-    assert [step.name for step in steps] == ['build', 'tests', 'bench', 'ladder', 'peers']
-    assert sum(step.limit for step in steps) < 480
+def test_all_stages_together_end_within_eight_minutes():
+    stages = gpu_check.stages('llama-2-7b', '', Path('gpu.png'))
+    assert [stage.steps[0].name.split()[0] for stage in stages] == [
+        'build', 'tests', 'bench', 'ladder', 'peers']
+    assert sum(stage.limit for stage in stages) < 480
+
+
+def test_every_file_of_tests_is_a_process_of_its_own():
+    names = [step.name for step in gpu_check.steps_of_tests()]
+    assert {'tests test/gpu/test_decode_graph.py', 'tests test/cuda/test_w4_gemv.py'} <= set(names)
+    assert len(set(names)) == len(names)
 
 
 def test_one_family_is_built_and_tested_without_benchmarks():
-    build, tests = gpu_check.steps('llama-2-7b', 'w4_gemv', Path('gpu.png'))
-    assert build.name == 'build' and tests.arguments[-2:] == ['-k', 'w4_gemv']
+    build, tests = gpu_check.stages('llama-2-7b', 'w4_gemv', Path('gpu.png'))
+    assert build.steps[0].name == 'build'
+    assert tests.steps[0].arguments[-2:] == ['-k', 'w4_gemv']
 
 
 def test_outcomes_are_counted_from_what_pytest_prints(tmp_path):
@@ -77,14 +85,15 @@ def test_a_step_that_fails_is_recorded_and_the_others_run(tmp_path):
     steps = [_python('build', 'import sys; print("spilled", file=sys.stderr); sys.exit(3)'),
              _python('bench', 'print("a table"); print(\'{"tokens": 5}\')'),
              _python('peers', 'print("no document")')]
+    stages = [Stage(steps[:1], 60), Stage(steps[1:], 60)]
     document, out = {'gpu': 'none'}, tmp_path / 'gpu.json'
-    assert not gpu_check.check(steps, document, out, os.environ)
+    assert not gpu_check.check(stages, document, out, os.environ)
     assert json.loads(out.read_text()) == document and document['gpu'] == 'none'
-    build, bench, peers = document['steps'].values()
+    build, bench, peers = (document['steps'][step.name] for step in steps)
     assert (build['status'], build['output']) == ('failed: exit status 3', 'spilled')
     assert (bench['status'], bench['document']) == ('passed', {'tokens': 5})
     assert peers['status'] == 'failed: no JSON document in the last line'
-    assert gpu_check.check(steps[1:2], {}, out, os.environ)
+    assert gpu_check.check([Stage(steps[1:2], 60)], {}, out, os.environ)
 
 
 def test_a_step_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path):
@@ -92,7 +101,7 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path):
     child = f'import time; time.sleep(2); open({str(tmp_path / "late")!r}, "w")'
     code = (f'import subprocess, sys, time; subprocess.Popen([sys.executable, "-c", {child!r}]); '
             'print("started", flush=True); time.sleep(60)')
-    result = gpu_check.run(_python('build', code, limit=1), os.environ)
+    result = gpu_check.run(_python('build', code), 1, os.environ)
     assert result['status'] == 'failed: not done after 1 s' and result['seconds'] < 3
     time.sleep(2)
     assert not (tmp_path / 'late').exists()

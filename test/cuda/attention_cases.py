@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A KV cache on the device, and attention over it against the reference."""
+"""A KV cache and rotary tables on the device, and attention against the reference."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from backend import address, Backend, dtype_index
+import pytest
 import torch
 from torch import Tensor
 
@@ -26,6 +27,13 @@ from tinychat_ros.kernels import reference
 
 SLOTS = 2
 SLOT = 1
+
+FP16 = torch.float16
+BF16 = torch.bfloat16
+HEAD_DIMS = (8, 16, 24, 64, 80, 96, 128, 256)
+TYPES = pytest.mark.parametrize('dtype, int8', [(FP16, False), (BF16, False), (FP16, True),
+                                                (BF16, True)],
+                                ids=['fp16', 'bf16', 'fp16-int8', 'bf16-int8'])
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,33 @@ class Cache:
         """Return the first keys and values of slot 1, fp32 [kv_heads, length, head_dim]."""
         return (_dequantized(self.k, self.k_scale)[SLOT, :, :length],
                 _dequantized(self.v, self.v_scale)[SLOT, :, :length])
+
+
+@dataclass(frozen=True)
+class RotaryTables:
+    """
+    Cosines and sines of random angles.
+
+    :param cos: fp32 [max_seq_len, head_dim / 2], likewise ``sin``.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    @staticmethod
+    def random(kernels: Backend, max_seq_len: int, head_dim: int) -> RotaryTables:
+        """Return tables on the device."""
+        angles = torch.rand(max_seq_len, head_dim // 2) * 6.28
+        return RotaryTables(kernels.put(angles.cos()), kernels.put(angles.sin()))
+
+    def launcher_argument(self, kernels: Backend) -> Any:
+        """Return the Rotary of launchers.h; the tensors must outlive it."""
+        return kernels.module.Rotary(cos=address(self.cos), sin=address(self.sin))
+
+    def rotate(self, x: Tensor, start: int) -> Tensor:
+        """Return x [tokens, heads, head_dim] rotated as tokens from position ``start`` on are."""
+        at = slice(start, start + x.shape[0])
+        return reference.rotate(x, self.cos[at], self.sin[at])
 
 
 def empty_cache(kernels: Backend, kv_heads: int, max_seq_len: int, head_dim: int,

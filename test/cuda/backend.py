@@ -22,7 +22,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+HALVES = (torch.float16, torch.bfloat16)
+DTYPES = (*HALVES, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Backend:
         made = torch.empty(shape, dtype=dtype, device=self.device)
         made.view(torch.uint8).fill_(0xff)
         return made
+
+    def shuffle(self, order: int) -> None:
+        """Take another order of the emulator's threads; a GPU has its own."""
+        if self.device.type == 'cpu':
+            self.module.set_seed(order)
 
     def state(self, slot: int = 0, position: int = 0, token: int = 0, step: int = 0) -> Tensor:
         """Return a StepState."""

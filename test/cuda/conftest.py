@@ -52,23 +52,19 @@ def emulator(buildable) -> ModuleType:
 
 
 @pytest.fixture
-def kernels(request) -> Backend:
-    """Return the kernels, each with five orders of the threads where they are emulated."""
-    if request.param == 'cuda':
-        import tinychat_kernels
-        return Backend(tinychat_kernels, torch.device('cuda'))
-    emulator = request.getfixturevalue('emulator')
-    emulator.set_seed(request.param)
-    return Backend(emulator, torch.device('cpu'))
-
-
-@pytest.fixture
 def one_order(request) -> Backend:
     """Return the kernels, with one order of the threads: for what costs much."""
     if request.config.getoption('--device') == 'cuda':
         import tinychat_kernels
         return Backend(tinychat_kernels, torch.device('cuda'))
     return Backend(request.getfixturevalue('emulator'), torch.device('cpu'))
+
+
+@pytest.fixture
+def kernels(request, one_order) -> Backend:
+    """Return the kernels, each with five orders of the threads where they are emulated."""
+    one_order.shuffle(request.param)
+    return one_order
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 import hashlib
 from importlib.util import module_from_spec, spec_from_file_location
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 import subprocess
 import sysconfig
 from types import ModuleType
+from typing import Optional
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / 'build' / 'emu'
@@ -58,26 +60,34 @@ def why_impossible() -> str:
     return result.stderr.strip() if result.returncode else ''
 
 
-def build(sources: list[Path], name: str, *flags: str, root: Path = ROOT) -> Path:
+def build(sources: list[Path], name: str, *flags: str) -> Path:
     """
     Compile and link, reusing whatever was built from the same text.
 
-    :param sources: .cpp and .cu files below root/csrc and root/test/cuda.
+    :param sources: .cpp and .cu files.
     :param name: of the file that is linked.
     :param flags: more options for both steps.
-    :param root: where csrc/ and test/cuda/ are.
     :returns: the path of the linked file.
     """
-    objects = [_compile(source, root, flags) for source in sources]
-    key = _hash(name, *flags, *(path.name for path in objects))
-    return _run([*map(str, objects), *flags], BUILD / key / name)
+    return _link(_objects(sources, flags), name, flags)
 
 
-def build_module(root: Path = ROOT, *flags: str) -> ModuleType:
-    """Return the module tinychat_emu, built from root/csrc and root/test/cuda."""
-    sources = [*kernel_sources(root), root / 'csrc/bindings_cuda.cpp',
-               root / 'test/cuda/tinychat_emu.cpp']
-    path = build(sources, 'tinychat_emu.so', '-O1', '-shared', *flags, root=root)
+def build_module(replaced: Optional[Path] = None, *flags: str) -> ModuleType:
+    """
+    Return the module tinychat_emu.
+
+    :param replaced: takes the place of the source of its name; its headers are those of its tree.
+    :param flags: more options for ``replaced``.
+    """
+    sources = [*kernel_sources(), ROOT / 'csrc/bindings_cuda.cpp',
+               ROOT / 'test/cuda/tinychat_emu.cpp']
+    objects = []
+    if replaced is not None:
+        # Of a function in a header the linker takes the first copy.
+        objects = [_compile(replaced, flags)]
+        sources = [source for source in sources if source.name != replaced.name]
+    objects += _objects(sources, ('-O1',))
+    path = _link(objects, 'tinychat_emu.so', ('-shared',))
     # pybind11 keeps what it loaded by name, and each version is to be a module of its own.
     spec = spec_from_file_location(f'{path.parent.name}.tinychat_emu', path)
     module = module_from_spec(spec)
@@ -85,23 +95,30 @@ def build_module(root: Path = ROOT, *flags: str) -> ModuleType:
     return module
 
 
-def kernel_sources(root: Path = ROOT) -> list[Path]:
+def kernel_sources() -> list[Path]:
     """Return the emulator, all CUDA kernels, and those that the tests add."""
-    return [root / 'csrc/emu/cuda_emu.cpp', *cuda_sources(root)]
+    return [ROOT / 'csrc/emu/cuda_emu.cpp', *sorted(ROOT.glob('csrc/cuda/*.cu')),
+            ROOT / 'test/cuda/primitives.cu']
 
 
-def cuda_sources(root: Path = ROOT) -> list[Path]:
-    """Return all .cu files."""
-    return [*sorted(root.glob('csrc/cuda/*.cu')), root / 'test/cuda/primitives.cu']
+def _objects(sources: list[Path], flags: tuple[str, ...]) -> list[Path]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda source: _compile(source, flags), sources))
 
 
-def _compile(source: Path, root: Path, flags: tuple[str, ...]) -> Path:
+def _compile(source: Path, flags: tuple[str, ...]) -> Path:
+    root = next(folder for folder in source.parents if (folder / 'csrc').is_dir())
     headers = sorted(path for folder in ('csrc', 'test/cuda')
                      for path in (root / folder).rglob('*.*h') if path.is_file())
     options = [*FLAGS, *flags, *include_flags()]
     key = _hash(compiler(), *options, *(path.read_text() for path in [*headers, source]))
     return _run([*options, f'-I{root}/csrc', f'-I{root}/test/cuda', '-c', '-x', 'c++',
                  str(source)], BUILD / f'{source.stem}-{key}.o')
+
+
+def _link(objects: list[Path], name: str, flags: tuple[str, ...]) -> Path:
+    key = _hash(name, *flags, *(path.name for path in objects))
+    return _run([*map(str, objects), *flags], BUILD / key / name)
 
 
 def _run(arguments: list[str], target: Path) -> Path:

@@ -31,9 +31,9 @@ from tinychat_ros.models.kv_cache import KVCache
 PROMPT = 'Once upon a time'
 
 
-def load(model: str, **options) -> Engine:
-    return Engine.load(data_path(f'models/{model}'), device='cpu', num_slots=2, max_seq_len=64,
-                       num_threads=1, **options)
+def load(model: str, max_seq_len: int = 64, **options) -> Engine:
+    return Engine.load(data_path(f'models/{model}'), device='cpu', num_slots=2,
+                       max_seq_len=max_seq_len, num_threads=1, **options)
 
 
 def greedy(engine: Engine, tokens: int, **options) -> list[int]:
@@ -84,7 +84,7 @@ class Logits:
             start += piece
 
     def _cache(self, dtype: torch.dtype) -> KVCache:
-        return KVCache(self.model.config, 2, 40, dtype, torch.device('cpu'))
+        return KVCache(self.model.config, 2, 41, dtype, torch.device('cpu'))
 
 
 @pytest.mark.parametrize('kv_dtype, tolerance', [(torch.float16, 5e-3), (torch.int8, 2e-2)])
@@ -94,6 +94,12 @@ def test_whatever_the_pieces_the_logits_are_those_of_the_oracle(
     assert all(isinstance(linear.weight, CudaTiles)
                for block in logits.model.blocks for linear in block.linears())
     logits.compare([9, 1, 8, 1, 1, 17], kv_dtype, tolerance)
+
+
+@pytest.mark.parametrize('max_seq_len', [64, 61])
+def test_an_int8_cache_of_any_length_tells_the_same_story(expected, emulated, max_seq_len):
+    engine = load('stories260K', max_seq_len, dtype='float16', kv_cache_dtype='int8')
+    assert greedy(engine, 16) == expected[:16]
 
 
 def test_an_int8_head_tells_the_same_story(expected, emulated):

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from backend import address, Backend, dtype_index
+from backend import address, Backend, dtype_index, HALVES
 import pytest
 from sampler_oracle import candidates
 import torch
@@ -25,7 +25,6 @@ from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import Int8Weight
 
 EPS = 1e-5
-HALVES = (torch.float16, torch.bfloat16)
 
 # All n and all k; the weights of the last ones fill the ring several times.
 SHAPES = [(1, 16), (15, 64), (16, 128), (17, 288), (105, 64), (105, 288), (512, 16), (17, 4096),

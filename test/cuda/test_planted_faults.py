@@ -13,38 +13,40 @@
 # limitations under the License.
 """Planted faults are found, or these tests would pass whatever the kernels do."""
 
+import functools
 import shutil
 
 from attention_cases import check_decode, check_prefill, filled_cache
 from backend import Backend
 import emulator_build
 import pytest
-import rms_norm_cases
 import test_bandwidth
 import test_layer_norm
 import test_lm_head
 from test_primitives import check_matmul, check_ring_copy
-import test_sampler
+import test_rms_norm
+import test_sampler_kernel
 import torch
 import w4_cases
-import w4_gemm_cases
 
 FP16 = torch.float16
 
 
+@functools.cache
 def fails(check, emulator) -> bool:
     """Say whether a check fails with one of five orders of the threads."""
-    for seed in range(5):
-        emulator.set_seed(seed)
+    kernels = Backend(emulator, torch.device('cpu'))
+    for order in range(5):
+        kernels.shuffle(order)
         try:
-            check(Backend(emulator, torch.device('cpu')))
+            check(kernels)
         except (AssertionError, RuntimeError):
             return True
     return False
 
 
 def check_rms_norm(kernels) -> None:
-    rms_norm_cases.check(kernels, 4096, 3, FP16, residual=False)
+    test_rms_norm.check(kernels, 4096, 3, FP16, residual=False)
 
 
 def check_layer_norm(kernels) -> None:
@@ -56,9 +58,10 @@ def check_lm_head(kernels) -> None:
 
 
 def check_filters(kernels) -> None:
-    params = test_sampler.params_of('all')
+    params = test_sampler_kernel.params_of('all')
     for step in range(4):
-        test_sampler.check(kernels, test_sampler.random_logits(512), params, step=step)
+        logits = test_sampler_kernel.random_logits(512)
+        test_sampler_kernel.check(kernels, logits, params, step=step)
 
 
 def check_bandwidth(kernels) -> None:
@@ -81,7 +84,7 @@ def check_w4_gemv(kernels) -> None:
 
 
 def check_w4_gemm(kernels) -> None:
-    w4_gemm_cases.check_linear(kernels, 33, 24, 456, 0, FP16)
+    w4_cases.check_linear(kernels, 33, 24, 456, -1, FP16, gemv=False)
 
 
 def check_decode_attention(kernels) -> None:
@@ -94,14 +97,14 @@ def check_prefill_attention(kernels) -> None:
     check_prefill(kernels, cache, 1, 130, 70, FP16)
 
 
-# file, check, what is planted: (right, wrong)
+# source, check, what is planted: (right, wrong), or (right, wrong, the header that it is in)
 FAULTS = (
     ('csrc/cuda/norm.cu', check_rms_norm, {
-        'barrier': ('  __syncthreads();\n', ''),
-        'sum': ('partial[lane] :', 'partial[0] :'),
-        'shuffle': ('distance = kWarp / 2', 'distance = kWarp / 4')}),
+        'barrier': ('  __syncthreads();\n', '', 'csrc/cuda/warp.cuh'),
+        'sum': ('partial[lane()] :', 'partial[0] :', 'csrc/cuda/warp.cuh'),
+        'shuffle': ('distance = kWarp / 2', 'distance = kWarp / 4', 'csrc/cuda/warp.cuh')}),
     ('csrc/cuda/norm.cu', check_layer_norm, {
-        'deviation': ('.values[i]) - mean;', '.values[i]);')}),
+        'deviation': ('.values[i]) - mean;', '.values[i]);', 'csrc/cuda/rms_norm.cuh')}),
     ('test/cuda/primitives.cu', check_product, {
         'index': ('lane % 16 * 2 + lane / 16', 'lane')}),
     ('test/cuda/primitives.cu', check_copy, {
@@ -130,7 +133,7 @@ FAULTS = (
         'wait': ('cp_async_wait<kStages - 1>', 'cp_async_wait<kStages>')}),
     ('csrc/cuda/sampler.cu', check_filters, {
         'barrier': ('    __syncthreads();  // All have read the bins.\n', '')}),
-    ('csrc/cuda/sampler.cu', test_sampler.check_many_best, {
+    ('csrc/cuda/sampler.cu', test_sampler_kernel.check_many_best, {
         'carry': ('high[bin], 1u', 'high[bin], 0u')}),
     ('csrc/cuda/bandwidth.cu', check_bandwidth, {
         'end': ('i < packs', 'i + 1 < packs'),
@@ -138,14 +141,16 @@ FAULTS = (
 )
 
 
-@pytest.mark.parametrize('path, check, right, wrong', [
-    pytest.param(path, check, *change, id=f'{path.split("/")[-1]} {name}')
-    for path, check, changes in FAULTS for name, change in changes.items()])
-def test_a_planted_fault_is_found(buildable, emulator, tmp_path, path, check, right, wrong):
+@pytest.mark.parametrize('source, check, fault', [
+    pytest.param(source, check, fault, id=f'{source.split("/")[-1]} {name}')
+    for source, check, faults in FAULTS for name, fault in faults.items()])
+def test_a_planted_fault_is_found(buildable, emulator, tmp_path, source, check, fault):
     assert not fails(check, emulator)
     for folder in ('csrc', 'test/cuda'):
         shutil.copytree(emulator_build.ROOT / folder, tmp_path / folder)
-    source = (tmp_path / path).read_text()
-    assert right in source
-    (tmp_path / path).write_text(source.replace(right, wrong))
-    assert fails(check, emulator_build.build_module(tmp_path))
+    right, wrong, *header = fault
+    path = tmp_path / (header[0] if header else source)
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, wrong))
+    assert fails(check, emulator_build.build_module(tmp_path / source, '-O0'))

@@ -15,11 +15,10 @@
 
 from __future__ import annotations
 
+from backend import dtype_index, HALVES
 import pytest
 import torch
 from torch import Tensor
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def chunks(*shape: int) -> Tensor:
@@ -31,7 +30,7 @@ def check_matmul(emulator, dtype: torch.dtype) -> None:
     """Compare with torch; integers up to 8 multiply and add without rounding."""
     a, b = torch.randint(-8, 9, (2, 16, 16)).to(dtype)
     d = torch.empty(16, 16)
-    emulator.matmul_16(a.data_ptr(), b.data_ptr(), d.data_ptr(), HALVES.index(dtype))
+    emulator.matmul_16(a.data_ptr(), b.data_ptr(), d.data_ptr(), dtype_index(dtype))
     assert torch.equal(d, a.float() @ b.float())
 
 

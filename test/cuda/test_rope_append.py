@@ -13,7 +13,8 @@
 # limitations under the License.
 """Rotation and the append to the KV cache for CUDA give what the reference gives, to the bit."""
 
-from attention_cases import empty_cache, SLOT
+from attention_cases import (
+    BF16, empty_cache, FP16, HEAD_DIMS, RotaryTables, SLOT, TYPES)
 from backend import address, dtype_index
 import pytest
 import torch
@@ -21,27 +22,20 @@ import torch
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import rotary_order
 
-FP16 = torch.float16
-BF16 = torch.bfloat16
 MAX_SEQ_LEN = 21
-TYPES = pytest.mark.parametrize('dtype, int8', [(FP16, False), (BF16, False), (FP16, True),
-                                                (BF16, True)],
-                                ids=['fp16', 'bf16', 'fp16-int8', 'bf16-int8'])
 
 
 def rope_append(kernels, qkv, cache, heads, start, permuted=False):
-    """Return q and the tables' rows at the tokens' positions."""
+    """Return q and the tables."""
     tokens, _, head_dim = qkv.shape
-    angles = torch.rand(MAX_SEQ_LEN, head_dim // 2) * 6
-    cos, sin = kernels.put(angles.cos()), kernels.put(angles.sin())
+    rotary = RotaryTables.random(kernels, MAX_SEQ_LEN, head_dim)
     q = kernels.empty(tokens, heads, head_dim, dtype=qkv.dtype)
     state = kernels.state(SLOT, start)
     kernels.module.rope_append(
-        cache.launcher_argument(kernels, state),
-        kernels.module.Rotary(cos=address(cos), sin=address(sin)), qkv=address(qkv),
-        permuted=permuted, q=address(q), tokens=tokens, heads=heads, dtype=dtype_index(qkv.dtype),
-        stream=kernels.stream)
-    return q, cos[start:start + tokens], sin[start:start + tokens]
+        cache.launcher_argument(kernels, state), rotary.launcher_argument(kernels),
+        qkv=address(qkv), permuted=permuted, q=address(q), tokens=tokens, heads=heads,
+        dtype=dtype_index(qkv.dtype), stream=kernels.stream)
+    return q, rotary
 
 
 def in_tiles(qkv, kv_heads):
@@ -57,9 +51,9 @@ def check(kernels, head_dim, dtype, int8, tokens=3, heads=4, kv_heads=2, start=5
     cache = empty_cache(kernels, kv_heads, MAX_SEQ_LEN, head_dim, dtype, int8)
     expected = empty_cache(kernels, kv_heads, MAX_SEQ_LEN, head_dim, dtype, int8)
     given = in_tiles(qkv, kv_heads) if permuted else qkv
-    q, cos, sin = rope_append(kernels, given, cache, heads, start, permuted)
+    q, rotary = rope_append(kernels, given, cache, heads, start, permuted)
     fitting = min(tokens, MAX_SEQ_LEN - start)
-    rotated = reference.rotate(qkv[:fitting, :heads + kv_heads], cos, sin)
+    rotated = rotary.rotate(qkv[:fitting, :heads + kv_heads], start)
     k, v = rotated[:, heads:], qkv[:fitting, heads + kv_heads:]
     assert torch.equal(q[:fitting], rotated[:, :heads])
     assert q[fitting:].isnan().all()
@@ -74,7 +68,7 @@ def check(kernels, head_dim, dtype, int8, tokens=3, heads=4, kv_heads=2, start=5
 
 
 @TYPES
-@pytest.mark.parametrize('head_dim', [8, 16, 24, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize('head_dim', HEAD_DIMS)
 def test_it_agrees_with_the_reference(kernels, head_dim, dtype, int8):
     check(kernels, head_dim, dtype, int8)
 

@@ -16,12 +16,12 @@
 from backend import address, w4_input
 import pytest
 import torch
-from w4_gemm_cases import check_gate_up, check_linear, check_qkv
+from w4_cases import check_gate_up, check_linear, check_qkv
 
 HALF, BFLOAT = torch.float16, torch.bfloat16
 
 
-# A group_size of 0 is K. On the emulator's 3 multiprocessors the last three run in large blocks,
+# A group_size of -1 is K. On the emulator's 3 multiprocessors the last three run in large blocks,
 # and of each size of a block one goes round its ring of stages.
 @pytest.mark.parametrize('m, n, k, group_size, dtype, bias, residual', [
     (1, 8, 32, 32, HALF, False, None),
@@ -30,13 +30,13 @@ HALF, BFLOAT = torch.float16, torch.bfloat16
     (9, 8, 896, 128, BFLOAT, False, None),
     (33, 24, 512, 32, HALF, True, None),
     (64, 136, 384, 64, BFLOAT, False, 'in place'),
-    (65, 24, 200, 0, HALF, True, 'beside'),
+    (65, 24, 200, -1, HALF, True, 'beside'),
     (130, 136, 128, 128, BFLOAT, True, 'beside'),
     (130, 136, 96, 32, HALF, False, None),
     (66, 264, 256, 64, HALF, True, 'in place'),
 ], ids=str)
 def test_a_product(kernels, m, n, k, group_size, dtype, bias, residual):
-    check_linear(kernels, m, n, k, group_size, dtype, bias, residual)
+    check_linear(kernels, m, n, k, group_size, dtype, gemv=False, bias=bias, residual=residual)
 
 
 @pytest.mark.parametrize('m, n, k, group_size, dtype, bias', [
@@ -46,7 +46,7 @@ def test_a_product(kernels, m, n, k, group_size, dtype, bias, residual):
     (130, 272, 128, 32, BFLOAT, False),
 ], ids=str)
 def test_silu_of_gate_times_up(kernels, m, n, k, group_size, dtype, bias):
-    check_gate_up(kernels, m, n, k, group_size, dtype, bias)
+    check_gate_up(kernels, m, n, k, group_size, dtype, gemv=False, bias=bias)
 
 
 @pytest.mark.parametrize('m, heads, kv_heads, head_dim, dtype, bias', [
@@ -58,14 +58,15 @@ def test_silu_of_gate_times_up(kernels, m, n, k, group_size, dtype, bias):
 ], ids=str)
 def test_queries_are_rotated_and_keys_and_values_appended(kernels, m, heads, kv_heads, head_dim,
                                                           dtype, bias):
-    check_qkv(kernels, m, heads, kv_heads, head_dim, dtype, bias)
+    check_qkv(kernels, m, heads, kv_heads, head_dim, 64, 5, dtype, gemv=False, bias=bias)
 
 
 @pytest.mark.parametrize('dtype', [HALF, BFLOAT], ids=str)
 def test_a_product_that_occupies_a_gpu(one_order, dtype):
     if one_order.device.type != 'cuda':
         pytest.skip('too much for the emulator')
-    check_linear(one_order, 1025, 8200, 4096, 128, dtype, bias=True, residual='in place')
+    check_linear(one_order, 1025, 8200, 4096, 128, dtype, gemv=False, bias=True,
+                 residual='in place')
 
 
 def test_a_norm_in_front_is_refused(one_order):

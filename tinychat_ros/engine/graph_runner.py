@@ -114,7 +114,8 @@ class GraphRunner:
         self._state.copy_(torch.tensor([slot, position - 1, 0, 0], dtype=torch.int32))
         self._seen.zero_()
         if sampling.repetition_penalty != 1.0:
-            self._seen[torch.tensor(sorted(set(context)), device=self._device)] = 1
+            seen = torch.tensor(sorted(set(context)), dtype=torch.int64)
+            self._seen[seen.to(self._device)] = 1
 
     def _step(self) -> None:
         """Run the token of the state and sample the next one, all on the device."""

@@ -20,6 +20,7 @@ so that a decode step can be recorded as a CUDA graph. T, H, Hq, Hkv, D and I as
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, Callable, Optional, TypeVar, Union
 
@@ -47,12 +48,14 @@ def _on_its_device(function: _Function) -> _Function:
     """Make the device of the first argument current: kernels start on the current device."""
     @wraps(function)
     def guarded(x: Any, *args: Any, **kwargs: Any) -> Any:
-        if x.device.type != 'cuda':
-            return function(x, *args, **kwargs)
-        with torch.cuda.device(x.device):
+        with _current(x.device):
             return function(x, *args, **kwargs)
 
     return guarded  # type: ignore[return-value]
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
 
 
 def takes(x: Tensor) -> bool:
@@ -85,10 +88,11 @@ def pack_tiles(weight: QuantizedWeight, order: TileOrder) -> CudaTiles:
                           dtype=torch.uint8, device=device)
     rows, qweight = order.rows.to(device), weight.qweight.contiguous()
     scales, zeros = weight.scales.half().contiguous(), weight.zeros.contiguous()
-    extension.cuda(device).w4_repack(
-        qweight=qweight.data_ptr(), scales=scales.data_ptr(), zeros=zeros.data_ptr(),
-        rows=rows.data_ptr(), records=records.data_ptr(), tiles=tiles, k=k,
-        source_group=weight.group_size, stream=_stream(device))
+    with _current(device):
+        extension.cuda(device).w4_repack(
+            qweight=qweight.data_ptr(), scales=scales.data_ptr(), zeros=zeros.data_ptr(),
+            rows=rows.data_ptr(), records=records.data_ptr(), tiles=tiles, k=k,
+            source_group=weight.group_size, stream=_stream(device))
     return CudaTiles(records, n, k, group, order.name)
 
 
@@ -174,8 +178,9 @@ def attention_workspace(heads: int, kv_heads: int, head_dim: int, max_seq_len: i
     module = extension.cuda(device)
     if module is None or attention_refusal(head_dim):
         return None
-    size = module.decode_attention_workspace(
-        heads=heads, kv_heads=kv_heads, head_dim=head_dim, max_seq_len=max_seq_len)
+    with _current(device):
+        size = module.decode_attention_workspace(
+            heads=heads, kv_heads=kv_heads, head_dim=head_dim, max_seq_len=max_seq_len)
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
@@ -237,8 +242,9 @@ def wait_for_token(ring: Tensor, step: int, device: torch.device) -> int:
 
     :raises RuntimeError: the stream failed or ended without it.
     """
-    return extension.cuda(device).wait_for_token(
-        ring=ring.data_ptr(), ring_size=len(ring), step=step, stream=_stream(device))
+    with _current(device):
+        return extension.cuda(device).wait_for_token(
+            ring=ring.data_ptr(), ring_size=len(ring), step=step, stream=_stream(device))
 
 
 @_on_its_device
