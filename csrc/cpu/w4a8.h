@@ -1,0 +1,68 @@
+// Copyright 2026 tinychat_ros developers
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/wna16.h"
+
+namespace tinychat {
+
+// W4A8: out = x * w^T for a 4-bit weight in the tiles that wna16.h draws, and activations that are
+// quantized to 8 bits on the way, each `block` values of a token by one scale, as quantize.h says.
+//
+//   out[m, n] = sum over blocks g of scale[n, g] * d[m, g] * (dot[m, n, g] - zero[n, g] * A[m, g])
+//
+// where d is the scale of a token's block, A the sum of its integers, and dot the sum of its
+// products with the codes. The difference is an integer below 2^18, exact in int32 and fp32, and
+//
+//   total = fma(float(difference) * scale, d, total)
+//
+// is taken block after block, so that every instruction set, every m and every number of threads
+// give the same bits. A token that holds NaN or infinity gives NaN.
+void w4a8_gemm(const float* x,           // [m, k]; beyond 1e28 sums may overflow
+               const uint8_t* tiles,     // [ceil(n / 16), k / block, bytes of a tile]
+               float* out,               // [m, n], apart from x and tiles
+               int64_t m,                // >= 1
+               int64_t n,                // a multiple of 8
+               int64_t k,                // a multiple of block
+               int64_t block,            // 32, 64 or 128
+               int num_threads,          // 0: one for each processor that this process may use
+               const std::string& isa);  // one of supported_isas()
+
+// The tokens are cut into strips, and a body multiplies a strip by a row of tiles. A strip is what
+// it reads in one sequential stream, for each block a record of
+//
+//   int8 q[block / 4][tokens][4] | fp32 d[tokens] | int32 -A[tokens]
+constexpr int64_t w4a8_record_bytes(int64_t block, int64_t tokens) { return (block + 8) * tokens; }
+
+// What an instruction set has to provide; w4a8.cpp has the rest.
+constexpr int64_t kW4A8MaxTokens = 24;
+struct W4A8Body {
+  int64_t max_tokens;  // of a strip, at most kW4A8MaxTokens
+  void (*multiply)(const uint8_t* tiles,  // [blocks, bytes of a tile]
+                   const uint8_t* strip,  // [blocks, bytes of a record]
+                   int64_t blocks, int64_t block, int64_t tokens,
+                   float* total);  // [tokens, 16], written
+};
+
+extern const W4A8Body kW4A8Generic;
+#if defined(__x86_64__)
+extern const W4A8Body kW4A8Avx2;
+extern const W4A8Body kW4A8Avx512Vnni;
+#endif
+
+}  // namespace tinychat
