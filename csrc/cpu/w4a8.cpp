@@ -18,7 +18,6 @@
 #include <memory>
 
 #include "common.h"
-#include "cpu/quantize.h"
 #include "cpu/thread_pool.h"
 
 namespace tinychat {
@@ -29,10 +28,10 @@ namespace {
 constexpr int64_t kPassBytes = int64_t{1} << 19;
 
 // Waking a sleeping thread and waiting for it was measured at 50 microseconds, in which one thread
-// does 2^21 products of a single token or quantizes 2^16 values; below twice that a second thread
+// does 2^21 products of a single token or quantizes 2^17 values; below twice that a second thread
 // does not pay.
 constexpr int64_t kMinProductsPerThread = int64_t{1} << 22;
-constexpr int64_t kMinValuesPerThread = int64_t{1} << 17;
+constexpr int64_t kMinValuesPerThread = int64_t{1} << 18;
 
 struct Problem {
   const W4A8Body& body;
@@ -51,14 +50,14 @@ struct Problem {
   int64_t strip_bytes(int64_t tokens) const { return blocks() * w4a8_record_bytes(block, tokens); }
 };
 
-void write_record(const float* x, int64_t k, int64_t block, int64_t tokens, uint8_t* record) {
-  uint8_t* const scales = record + block * tokens;
+void write_record(const Problem& p, const float* x, int64_t tokens, uint8_t* record) {
+  uint8_t* const scales = record + p.block * tokens;
   for (int64_t t = 0; t < tokens; ++t) {
     int8_t q[kMaxBlock];
-    const float scale = quantize_int8(x + t * k, block, q);
+    const float scale = p.body.quantize(x + t * p.k, p.block, q);
     int32_t negative_sum = 0;
-    for (int64_t i = 0; i < block; ++i) negative_sum -= q[i];
-    for (int64_t i = 0; i < block; i += 4) std::memcpy(record + i * tokens + t * 4, q + i, 4);
+    for (int64_t i = 0; i < p.block; ++i) negative_sum -= q[i];
+    for (int64_t i = 0; i < p.block; i += 4) std::memcpy(record + i * tokens + t * 4, q + i, 4);
     std::memcpy(scales + t * 4, &scale, 4);
     std::memcpy(scales + (tokens + t) * 4, &negative_sum, 4);
   }
@@ -70,17 +69,30 @@ void quantize_strips(const Problem& p, int64_t begin, int64_t end, uint8_t* quan
     const int64_t tokens = p.first_token(strip + 1) - token;
     uint8_t* record = quantized + p.strip_bytes(token);
     for (int64_t k = 0; k < p.k; k += p.block, record += w4a8_record_bytes(p.block, tokens)) {
-      write_record(p.x + token * p.k + k, p.k, p.block, tokens, record);
+      write_record(p, p.x + token * p.k + k, tokens, record);
     }
   }
 }
 
-void multiply_strip(const Problem& p, const uint8_t* quantized, int64_t strip, int64_t tile_row) {
+// total[tokens][16] = a strip times a row of tiles.
+void multiply_strip(const Problem& p, const uint8_t* record, int64_t tokens, const uint8_t* tile,
+                    float* total) {
+  const W4A8Multiply multiply = p.body.multiply[tokens - 1];
+  std::fill_n(total, tokens * kTileRows, 0.0f);
+  for (int64_t k = 0; k < p.k; k += p.block) {
+    multiply(tile, record, p.block, total);
+    tile += wna16_tile_bytes(4, p.block);
+    record += w4a8_record_bytes(p.block, tokens);
+  }
+}
+
+void multiply_tile_row(const Problem& p, const uint8_t* quantized, int64_t strip,
+                       int64_t tile_row) {
   const int64_t token = p.first_token(strip);
   const int64_t tokens = p.first_token(strip + 1) - token;
   alignas(64) float total[kW4A8MaxTokens * kTileRows];
-  p.body.multiply(p.tiles + tile_row * p.blocks() * wna16_tile_bytes(4, p.block),
-                  quantized + p.strip_bytes(token), p.blocks(), p.block, tokens, total);
+  multiply_strip(p, quantized + p.strip_bytes(token), tokens,
+                 p.tiles + tile_row * p.blocks() * wna16_tile_bytes(4, p.block), total);
   const int64_t row = tile_row * kTileRows;
   for (int64_t t = 0; t < tokens; ++t) {
     std::copy_n(total + t * kTileRows, std::min(kTileRows, p.n - row),
@@ -94,7 +106,7 @@ void multiply_tile_rows(const Problem& p, const uint8_t* quantized, int64_t begi
     const int64_t last = std::min(first + pass, p.strips);
     for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
       for (int64_t strip = first; strip < last; ++strip) {
-        multiply_strip(p, quantized, strip, tile_row);
+        multiply_tile_row(p, quantized, strip, tile_row);
       }
     }
   }
