@@ -15,7 +15,7 @@
 #include "cpu/w4a8.h"
 
 #include <algorithm>
-#include <memory>
+#include <vector>
 
 #include "common.h"
 #include "cpu/thread_pool.h"
@@ -126,16 +126,16 @@ void w4a8_gemm(const float* x, const uint8_t* tiles, float* out, int64_t m, int6
                int64_t block, int num_threads, const std::string& isa) {
   const W4A8Body& body = body_for(isa);
   const Problem problem{body, x, tiles, out, m, n, k, block, ceil_div(m, body.max_tokens)};
-  const std::unique_ptr<uint8_t[]> quantized(new uint8_t[problem.strip_bytes(m)]);
+  std::vector<uint8_t> quantized(problem.strip_bytes(m));
   ThreadPool& pool = ThreadPool::instance();
   pool.parallel_for(problem.strips, threads_for(m * k, kMinValuesPerThread, num_threads),
                     [&](int64_t begin, int64_t end) {
-                      quantize_strips(problem, begin, end, quantized.get());
+                      quantize_strips(problem, begin, end, quantized.data());
                     });
   pool.parallel_for(ceil_div(n, kTileRows),
                     threads_for(m * n * k, kMinProductsPerThread, num_threads),
                     [&](int64_t begin, int64_t end) {
-                      multiply_tile_rows(problem, quantized.get(), begin, end);
+                      multiply_tile_rows(problem, quantized.data(), begin, end);
                     });
 }
 

@@ -66,7 +66,7 @@ struct W4A8Body {
 
 // How far ahead bodies ask for the weight. A product of one token read it at 0.95 of the memory's
 // bandwidth and more; without asking at 0.8 to 0.9, and at less if asked for 1 or 2 KiB ahead.
-constexpr int64_t kPrefetchBytes = 6144;
+constexpr int64_t kPrefetchBytes = 8192;
 
 extern const W4A8Body kW4A8Generic;
 #if defined(__x86_64__)

@@ -43,8 +43,8 @@ T load_scalar(const uint8_t* from) {
   return value;
 }
 
-// total[token] += the sums, less those of the zero points, times the scales. `scales` are the tile's,
-// `x_scales` the record's.
+// total[token] += the sums, less those of the zero points, times the scales: `scales` of the tile,
+// `x_scales` of the record.
 template <int kTokens>
 TINYCHAT_VNNI_INLINE void add_to_total(const uint8_t* scales, const uint8_t* x_scales,
                                        const __m512i (&sums)[kTokens], float* total) {
