@@ -24,6 +24,7 @@
 #include "bindings_cuda.h"
 #include "common.h"
 #include "cpu/isa.h"
+#include "cpu/w4a8.h"
 #include "cpu/w8a8.h"
 #include "cpu/wna16.h"
 
@@ -74,6 +75,24 @@ void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, 
              resolve_isa(require, isa));
 }
 
+void checked_w4a8_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
+                       int64_t k, int64_t block, int num_threads, const std::string& isa) {
+  const Requirement require{"w4a8_gemm"};
+  require(x != 0, "x", "an address", "null");
+  require(tiles != 0, "tiles", "an address", "null");
+  require(out != 0, "out", "an address", "null");
+  require(m >= 1, "m", "at least 1", std::to_string(m));
+  require(n >= 8 && n % 8 == 0, "n", "a positive multiple of 8", std::to_string(n));
+  require(block == 32 || block == 64 || block == 128, "block", "32, 64 or 128",
+          std::to_string(block));
+  require(k >= block && k % block == 0, "k",
+          "a positive multiple of the block, " + std::to_string(block), std::to_string(k));
+  require(num_threads >= 0, "num_threads", "0 (all processors) or more",
+          std::to_string(num_threads));
+  w4a8_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
+            reinterpret_cast<float*>(out), m, n, k, block, num_threads, resolve_isa(require, isa));
+}
+
 void checked_w8a8_gemm(uintptr_t x, uintptr_t qweight, uintptr_t scales, uintptr_t out, int64_t m,
                        int64_t n, int64_t k, int num_threads, const std::string& isa) {
   const Requirement require{"w8a8_gemm"};
@@ -120,6 +139,13 @@ PYBIND11_MODULE(tinychat_kernels, module) {
              "Write out[m, n] = x[m, k] times the transposed 3-bit or 4-bit weight in tiles of\n"
              "16 rows by `block` columns. x and out are fp32, contiguous; x, tiles and out are\n"
              "addresses.");
+  module.def("w4a8_gemm", &tinychat::checked_w4a8_gemm, py::arg("x"), py::arg("tiles"),
+             py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("block"),
+             py::arg("num_threads"), py::arg("isa") = "auto",
+             py::call_guard<py::gil_scoped_release>(),
+             "Write out[m, n] = x[m, k], quantized to int8 by blocks of a row, times the\n"
+             "transposed 4-bit weight in tiles of 16 rows by `block` columns. x and out are\n"
+             "fp32, contiguous; x, tiles and out are addresses.");
   module.def("w8a8_gemm", &tinychat::checked_w8a8_gemm, py::arg("x"), py::arg("qweight"),
              py::arg("scales"), py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"),
              py::arg("num_threads"), py::arg("isa") = "auto",

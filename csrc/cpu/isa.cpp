@@ -22,6 +22,9 @@ std::vector<std::string> detect_isas() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {
+      isas.emplace_back("avx512vnni");
+    }
     isas.emplace_back("avx2");
   }
 #endif

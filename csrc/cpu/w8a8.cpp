@@ -15,12 +15,10 @@
 #include "cpu/w8a8.h"
 
 #include <algorithm>
-#include <cfloat>
-#include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "common.h"
+#include "cpu/quantize.h"
 #include "cpu/thread_pool.h"
 
 namespace tinychat {
@@ -49,27 +47,6 @@ struct Problem {
   int64_t x_stride;
 };
 
-// Returns a token's scale, and writes its integers over zeros.
-float quantize_token(const float* x, int64_t k, int8_t* q) {
-  // The bits of magnitudes are ordered as the magnitudes are, infinity and NaN above all, and a
-  // compiler may take the maximum of integers in any order.
-  int32_t max_bits = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    int32_t bits;
-    std::memcpy(&bits, x + i, sizeof(bits));
-    max_bits = std::max(max_bits, bits & INT32_MAX);
-  }
-  float scale;
-  std::memcpy(&scale, &max_bits, sizeof(scale));
-  scale /= 127;
-  if (scale < FLT_MIN) return 0;
-  if (!std::isfinite(scale)) return scale;
-  // Added to a small number, it leaves no bits for a fraction: a rounding that vectorizes.
-  constexpr float kRound = 0x1.8p23f;
-  for (int64_t i = 0; i < k; ++i) q[i] = static_cast<int8_t>(x[i] / scale + kRound - kRound);
-  return scale;
-}
-
 // Rows [begin, end) of the weight, at most two, times some tokens.
 void multiply_rows(const Problem& p, int64_t begin, int64_t end, int64_t token, int64_t tokens) {
   int32_t sums[kW8A8Tokens * kW8A8Rows];
@@ -94,7 +71,7 @@ void multiply_row_block(const Problem& p, int64_t begin, int64_t end) {
 
 W8A8Body body_for(const std::string& isa) {
 #if defined(__x86_64__)
-  if (isa == "avx2") return kW8A8Avx2;
+  if (isa != "generic") return kW8A8Avx2;
 #endif
   return kW8A8Generic;
 }
@@ -110,7 +87,7 @@ void w8a8_gemm(const float* x, const int8_t* qweight, const float* scales, float
   pool.parallel_for(
       m, threads_for(m * k, kMinValuesPerThread, num_threads), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-          x_scales[t] = quantize_token(x + t * k, k, x_quantized.data() + t * x_stride);
+          x_scales[t] = quantize_int8(x + t * k, k, x_quantized.data() + t * x_stride);
         }
       });
   const Problem problem{body_for(isa), x_quantized.data(), x_scales.data(), qweight, scales, out,

@@ -125,9 +125,12 @@ def _linear(x: Tensor, layer: Linear, norm: Optional[Norm] = None) -> Tensor:
     if tiles is not None and cuda.takes(x):
         return cuda.linear(x, tiles, layer.bias, norm)
     x = _norm(x, norm)
-    if layer.activation_group:
+    w4a8 = _w4a8_kernel(layer)
+    if layer.activation_group and not w4a8:
         x = reference.fake_quantize_activations(x, layer.activation_group)
-    if isinstance(layer.weight, CpuTiles):
+    if w4a8:
+        out = _w4a8_cpu(x, layer.weight)
+    elif isinstance(layer.weight, CpuTiles):
         out = _wna16_cpu(x, layer.weight)
     elif isinstance(layer.weight, CudaTiles):
         out = cuda.linear(x, layer.weight)
@@ -159,6 +162,12 @@ def _tiles(layers: Sequence[Linear], order: Optional[str]) -> Optional[CudaTiles
     if len(layers) > 1 or not isinstance(tiles, CudaTiles) or layers[0].activation_group:
         return None
     return tiles if order in (None, tiles.order) else None
+
+
+def _w4a8_kernel(layer: Linear) -> bool:
+    tiles = layer.weight
+    return (isinstance(tiles, CpuTiles) and tiles.bits == 4
+            and layer.activation_group == tiles.block)
 
 
 def _attention_kernel(x: Tensor, cache: LayerCache) -> bool:
@@ -193,6 +202,15 @@ def _wna16_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
     extension.load().wna16_gemm(
         x32.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
         x.shape[0], tiles.n, tiles.k, tiles.bits, tiles.block, torch.get_num_threads())
+    return out.to(x.dtype)
+
+
+def _w4a8_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
+    x32 = x.float().contiguous()
+    out = torch.empty(x.shape[0], tiles.n, dtype=torch.float32)
+    extension.load().w4a8_gemm(
+        x32.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
+        x.shape[0], tiles.n, tiles.k, tiles.block, torch.get_num_threads())
     return out.to(x.dtype)
 
 

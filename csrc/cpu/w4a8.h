@@ -1,0 +1,77 @@
+// Copyright 2026 tinychat_ros developers
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/quantize.h"
+#include "cpu/wna16.h"
+
+namespace tinychat {
+
+// W4A8: out = x * w^T for a 4-bit weight in the tiles that wna16.h draws, and activations that are
+// quantized to 8 bits on the way, each `block` values of a token by one scale, as quantize.h says.
+//
+//   out[m, n] = sum over blocks g of scale[n, g] * d[m, g] * (dot[m, n, g] - zero[n, g] * A[m, g])
+//
+// where d is the scale of a token's block, A the sum of its integers, and dot the sum of its
+// products with the codes. The difference is an integer below 2^18, exact in int32 and fp32, and
+//
+//   total += (float(difference) * scale) * d
+//
+// is taken block after block: neither m nor num_threads changes a bit. The last product and the
+// addition round once, and give the same bits, in all instruction sets but 'generic', where they
+// round as compilers please. A token that holds NaN or infinity gives NaN.
+void w4a8_gemm(const float* x,           // [m, k]; beyond 1e28 sums may overflow
+               const uint8_t* tiles,     // [ceil(n / 16), k / block, bytes of a tile]
+               float* out,               // [m, n], apart from x and tiles
+               int64_t m,                // >= 1
+               int64_t n,                // a multiple of 8
+               int64_t k,                // a multiple of block
+               int64_t block,            // 32, 64 or 128
+               int num_threads,          // 0: one for each processor that this process may use
+               const std::string& isa);  // one of supported_isas()
+
+// The tokens are cut into strips, and a body multiplies a strip by a row of tiles. A strip is what
+// it reads in one sequential stream, for each block a record of
+//
+//   int8 q[block / 4][tokens][4] | fp32 d[tokens] | int32 -A[tokens]
+constexpr int64_t w4a8_record_bytes(int64_t block, int64_t tokens) { return (block + 8) * tokens; }
+
+// total[tokens][16] += a tile times a record of so many tokens.
+using W4A8Multiply = void (*)(const uint8_t* tile, const uint8_t* record, int64_t block,
+                              float* total);
+
+// What an instruction set has to provide, for a strip of 1 token, 2 tokens and so on; w4a8.cpp has
+// the loops over tiles, strips and threads.
+constexpr int64_t kW4A8MaxTokens = 24;
+struct W4A8Body {
+  decltype(&quantize_int8) quantize;
+  int64_t max_tokens;
+  W4A8Multiply multiply[kW4A8MaxTokens];
+};
+
+// How far ahead bodies ask for the weight. A product of one token read it at 0.95 of the memory's
+// bandwidth and more; without asking at 0.8 to 0.9, and at less if asked for 1 or 2 KiB ahead.
+constexpr int64_t kPrefetchBytes = 8192;
+
+extern const W4A8Body kW4A8Generic;
+#if defined(__x86_64__)
+extern const W4A8Body kW4A8Avx2;
+extern const W4A8Body kW4A8Avx512Vnni;
+#endif
+
+}  // namespace tinychat
