@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Optional, Sequence
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -148,7 +148,8 @@ def quantize_folder(source: Path, out: Path, group: int) -> Path:
     return out
 
 
-def load_llama(path: Path, dtype: torch.dtype = torch.float32, int8_activations: bool = False,
+def load_llama(path: Path, dtype: torch.dtype = torch.float32,
+               int8_activations: Optional[bool] = False,
                device: torch.device = torch.device('cpu')) -> LlamaModel:
     """Load a folder with its whole context."""
     with CheckpointReader(path) as reader:

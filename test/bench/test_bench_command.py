@@ -44,7 +44,7 @@ def test_a_shape_is_measured_with_every_key(capsys):
     found = measured(capsys, *TINY, *QUICK)
     assert set(found) == {
         'device', 'gpu', 'threads', 'torch', 'dtype', 'kv_cache_dtype', 'lm_head_dtype',
-        'shape', 'model',
+        'activations', 'shape', 'model',
         'read_bandwidth_gbs', 'copy_bandwidth_gbs', 'matrix_tflops', 'load_seconds',
         'peak_memory_bytes', 'time_to_first_token', 'kernels', 'decode', 'prefill'}
     assert (found['device'], found['gpu'], found['dtype'], found['torch']) == (

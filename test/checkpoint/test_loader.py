@@ -240,3 +240,15 @@ def test_a_gpu_that_shares_the_memory_has_what_the_cpu_has(monkeypatch, integrat
                         lambda device: SimpleNamespace(is_integrated=integrated))
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (123, 456))
     assert (loader.available_memory(gpu) == 123) != integrated
+
+
+@pytest.mark.parametrize('int8, group', [(None, 32), (True, 32), (False, 0)])
+def test_activations_are_rounded_where_that_is_faster_unless_told(tmp_path, int8, group):
+    config = llama_config()
+    quantized, _ = _quantize(config, llama_tensors(config), 32)
+    path = write_model(tmp_path, config, quantized)
+    model = load_llama(path, int8_activations=int8)
+    if extension.load() is None and int8 is None:
+        group = 0
+    assert {linear.activation_group for block in model.blocks
+            for linear in block.linears()} == {group}

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import ConfigError
-from tinychat_ros.kernels.linear import Linear, prepare
+from tinychat_ros.kernels.linear import Linear, prepare, rounding_is_faster
 from tinychat_ros.kernels.packing import (
-    QuantizedWeight, record_bytes, RECORD_COLUMNS, RECORD_ROWS, TileOrder)
+    QuantizedWeight, record_bytes, RECORD_COLUMNS, RECORD_ROWS, tile_columns, TileOrder)
 from tinychat_ros.models.config import ModelConfig
 
 _LLAMA: Mapping[str, Any] = {'model_type': 'llama', 'max_position_embeddings': 4096,
@@ -78,12 +78,16 @@ class RandomWeights:
     A models.layers.WeightSource of W4 linears and a plain LM head, made on the device.
 
     :param dtype: of plain weights and activations.
+    :param int8_activations: as load_model has it.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, group_size: int = 128) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, group_size: int = 128,
+                 int8_activations: Optional[bool] = False) -> None:
         self._device = device
         self._dtype = dtype
         self._group_size = group_size
+        self._int8_activations = (int8_activations if int8_activations is not None
+                                  else rounding_is_faster(device))
 
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return ones for a norm, else values that keep the deviation of what they multiply."""
@@ -98,7 +102,10 @@ class RandomWeights:
         n = sum(out_features)
         if names == ['lm_head']:
             return (Linear(self.tensor('lm_head', [n, in_features])),)
-        return (prepare(self._quantized(n, in_features), None, order, dtype=self._dtype),)
+        weight = self._quantized(n, in_features)
+        if self._int8_activations:
+            return (prepare(weight, None, None, tile_columns(self._group_size), self._dtype),)
+        return (prepare(weight, None, order, dtype=self._dtype),)
 
     def _quantized(self, n: int, k: int) -> QuantizedWeight:
         groups = k // self._group_size

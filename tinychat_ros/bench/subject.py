@@ -23,7 +23,7 @@ import torch
 from tinychat_ros.bench.shapes import RandomWeights, shape_bytes, shape_config
 from tinychat_ros.checkpoint.loader import check_fit, load_model, weight_bytes
 from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.engine.config import EngineConfig
+from tinychat_ros.engine.config import ACTIVATIONS, EngineConfig
 from tinychat_ros.engine.graph_runner import GraphRunner, make_runner
 from tinychat_ros.engine.model_runner import ModelRunner
 from tinychat_ros.kernels import cuda
@@ -55,7 +55,7 @@ def of_shape(name: str, group_size: int, config: EngineConfig, max_seq_len: int)
     torch.set_num_threads(config.threads(size))
     check_fit(name, size, shape, config.torch_kv_dtype(), 1, max_seq_len, config.budget())
     begin = time.perf_counter()
-    weights = RandomWeights(device, dtype, group_size)
+    weights = RandomWeights(device, dtype, group_size, ACTIVATIONS[config.activations])
     model = model_class(shape.model_type)(shape, weights, max_seq_len, device)
     return _with_runner(model, config, max_seq_len, begin)
 
@@ -73,7 +73,7 @@ def of_checkpoint(config: EngineConfig, max_seq_len: int) -> Subject:
         check_fit(str(reader.path), size, reader.config, config.torch_kv_dtype(), 1, max_seq_len,
                   config.budget())
         begin = time.perf_counter()
-        model, _ = load_model(reader, dtype, device, max_seq_len)
+        model, _ = load_model(reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations])
     return _with_runner(model, config, max_seq_len, begin)
 
 

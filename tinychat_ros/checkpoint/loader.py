@@ -29,7 +29,8 @@ from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels.linear import (
-    can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
+    can_concatenate, concatenate, Linear, prepare, rounding_is_faster, StoredWeight,
+    why_reference)
 from tinychat_ros.kernels.packing import (
     QuantizedWeight, tensors_of, tile_columns, TileOrder)
 from tinychat_ros.models.config import ModelConfig
@@ -49,7 +50,7 @@ class WeightLoader:
     """
 
     def __init__(self, reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
-                 int8_activations: bool = False) -> None:
+                 int8_activations: Optional[bool] = False) -> None:
         self._reader = reader
         self._dtype = dtype
         self._device = device
@@ -97,20 +98,27 @@ class WeightLoader:
         reason = why_reference(weight, self._dtype)
         if reason is not None:
             self.on_reference.setdefault(reason, []).append(name)
-        if not self._int8_activations or not isinstance(weight, QuantizedWeight):
+        if not isinstance(weight, QuantizedWeight) or not self._rounds_input_of(weight, reason):
             return prepare(weight, bias, order, dtype=self._dtype)
         # Kernels that do more with the product leave no place to round its input.
         return prepare(weight, bias, None, tile_columns(weight.group_size), self._dtype)
 
+    def _rounds_input_of(self, weight: QuantizedWeight, why_reference: Optional[str]) -> bool:
+        if self._int8_activations is not None:
+            return self._int8_activations
+        return rounding_is_faster(self._device) and weight.bits == 4 and why_reference is None
+
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
-               max_seq_len: int, int8_activations: bool = False) -> tuple[LlamaModel, str]:
+               max_seq_len: int,
+               int8_activations: Optional[bool] = False) -> tuple[LlamaModel, str]:
     """
     Build the model of an open checkpoint.
 
     :param int8_activations: round the input of every linear of 4 bits or less to int8, one scale
         for each token and tile of the CPU kernels: a weight's group, at most 128 along K. Linears
-        of int8 round theirs by themselves; the inputs of plain ones stay as they are.
+        of int8 round theirs by themselves; the inputs of plain ones stay as they are. None rounds
+        where that is faster: at the CPU kernels of 4-bit weights.
     :returns: the model, and the name of the format that most of its linears have.
     :raises ConfigError: int8 activations are asked for, and no linear is of 4 bits or less.
     """

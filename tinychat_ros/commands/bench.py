@@ -33,7 +33,8 @@ from tinychat_ros.bench.table import plot, table
 from tinychat_ros.checkpoint.loader import check_fit
 from tinychat_ros.checkpoint.writer import replace_file
 from tinychat_ros.commands.common import device_options, output_options
-from tinychat_ros.engine.config import EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES
+from tinychat_ros.engine.config import (
+    ACTIVATIONS, EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES)
 from tinychat_ros.errors import ConfigError
 from tinychat_ros.quantization.report import require_matplotlib
 
@@ -60,6 +61,8 @@ def add(commands: Any) -> None:
                         metavar='N', help='tokens of a prompt (default: 128 512 1024 2048)')
     parser.add_argument('--kv-cache-dtype', default='auto', choices=KV_CACHE_DTYPES,
                         help='default: auto, that of the activations')
+    parser.add_argument('--activations', default='auto', choices=tuple(ACTIVATIONS),
+                        help='of 4-bit linears (default: auto, int8 on the CPU)')
     parser.add_argument('--lm-head-dtype', default='auto', choices=LM_HEAD_DTYPES,
                         help='default: auto, as it is stored')
     parser.add_argument('--plot', metavar='FILE',
@@ -94,7 +97,8 @@ def _ladder(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     config = EngineConfig(model=args.model or '', device=args.device, dtype=args.dtype,
                           kv_cache_dtype=args.kv_cache_dtype,
-                          lm_head_dtype=args.lm_head_dtype, num_threads=args.threads)
+                          lm_head_dtype=args.lm_head_dtype, activations=args.activations,
+                          num_threads=args.threads)
     _check(args)
     max_seq_len = max(max(args.context) + ROOM, *args.prefill)
     if args.model:
@@ -135,4 +139,4 @@ def _machine(config: EngineConfig) -> dict[str, Any]:
             'threads': torch.get_num_threads(), 'torch': torch.__version__,
             'dtype': str(config.torch_dtype()).removeprefix('torch.'),
             'kv_cache_dtype': str(config.torch_kv_dtype()).removeprefix('torch.'),
-            'lm_head_dtype': config.lm_head_dtype}
+            'lm_head_dtype': config.lm_head_dtype, 'activations': config.activations}

@@ -23,7 +23,8 @@ import sys
 from typing import Any, Optional
 
 from tinychat_ros.commands.common import device_options, FAILED, output_options, print_error
-from tinychat_ros.engine.config import EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES
+from tinychat_ros.engine.config import (
+    ACTIVATIONS, EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES)
 from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import Request, Result
 from tinychat_ros.engine.sampler import SamplingParams
@@ -53,6 +54,8 @@ def _model_options() -> argparse.ArgumentParser:
                        help='checkpoint folder (default: the demo model)')
     group.add_argument('--max-seq-len', type=int, default=0, metavar='N',
                        help="context in tokens (default: 0, the model's, at most 2048)")
+    group.add_argument('--activations', default='auto', choices=tuple(ACTIVATIONS),
+                       help='of linears of 4 bits or less (default: auto, int8 where faster)')
     group.add_argument('--kv-cache-dtype', default='auto', choices=KV_CACHE_DTYPES,
                        help='default: auto, that of the activations; int8 takes half the memory')
     group.add_argument('--lm-head-dtype', default='auto', choices=LM_HEAD_DTYPES,
@@ -85,7 +88,8 @@ def _load_engine(args: argparse.Namespace) -> Engine:
     return Engine(EngineConfig(
         model=args.model, device=args.device, dtype=args.dtype, num_threads=args.threads,
         max_seq_len=args.max_seq_len, chat_template=args.chat_template,
-        kv_cache_dtype=args.kv_cache_dtype, lm_head_dtype=args.lm_head_dtype, num_slots=1))
+        activations=args.activations, kv_cache_dtype=args.kv_cache_dtype,
+        lm_head_dtype=args.lm_head_dtype, num_slots=1))
 
 
 def _sampling(args: argparse.Namespace, default: SamplingParams) -> SamplingParams:

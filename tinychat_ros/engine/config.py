@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import os
 from pathlib import Path
+from typing import Collection
 
 import torch
 
@@ -29,6 +30,8 @@ DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.
 DEVICES = ('auto', 'cpu', 'cuda')
 KV_CACHE_DTYPES = ('auto', 'int8')
 LM_HEAD_DTYPES = ('auto', 'int8')
+# What load_model is told: where it is faster, nowhere, everywhere.
+ACTIVATIONS = {'auto': None, 'fp16': False, 'int8': True}
 
 # Enough for a talk, and four slots of a 7B model still fit beside its weights in 16 GB.
 _DEFAULT_MAX_SEQ_LEN = 2048
@@ -52,6 +55,8 @@ class EngineConfig:
         the GPU.
     :param max_seq_len: positions per slot, prompt and answer together; 0 is what the model was
         trained for, at most 2048.
+    :param activations: of linears of 4 bits or less. 'fp16' leaves them in dtype (W4A16), 'int8'
+        rounds them by groups (W4A8), 'auto' rounds where that is faster: on the CPU, with 4 bits.
     :param num_slots: conversations whose KV cache is kept.
     :param kv_cache_dtype: of keys and values: 'auto' is that of the activations; 'int8' takes
         half the memory of 16 bits, and half the time to read.
@@ -70,6 +75,7 @@ class EngineConfig:
     device: str = 'auto'
     dtype: str = 'auto'
     max_seq_len: int = 0
+    activations: str = 'auto'
     num_slots: int = 4
     kv_cache_dtype: str = 'auto'
     lm_head_dtype: str = 'auto'
@@ -82,6 +88,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check_choice('device', self.device, DEVICES)
         _check_choice('dtype', self.dtype, ('auto', *DTYPES))
+        _check_choice('activations', self.activations, ACTIVATIONS)
         _check_choice('lm_head_dtype', self.lm_head_dtype, LM_HEAD_DTYPES)
         _check_choice('kv_cache_dtype', self.kv_cache_dtype, KV_CACHE_DTYPES)
         for name, lowest in (('max_seq_len', 0), ('num_slots', 1), ('memory_budget', 0),
@@ -135,6 +142,6 @@ class EngineConfig:
         return self.max_seq_len or min(max_position_embeddings, _DEFAULT_MAX_SEQ_LEN)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -27,7 +27,7 @@ from tinychat_ros.checkpoint.loader import (
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.engine.answer import Answer
 from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_template
-from tinychat_ros.engine.config import EngineConfig
+from tinychat_ros.engine.config import ACTIVATIONS, EngineConfig
 from tinychat_ros.engine.conversation import Conversation, ConversationStore
 from tinychat_ros.engine.graph_runner import make_runner
 from tinychat_ros.engine.request import (
@@ -78,7 +78,8 @@ class Engine:
             self._stop_ids = _stop_ids(reader, self.tokenizer)
             self.default_sampling = SamplingParams.from_generation_config(
                 reader.generation_config())
-            model, weight_format = load_model(reader, dtype, device, max_seq_len)
+            model, weight_format = load_model(
+                reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations])
             if config.lm_head_dtype == 'int8':
                 model.quantize_head()
             self.info = ModelInfo(

@@ -50,6 +50,11 @@ class Linear:
     activation_group: int = 0
 
 
+def rounding_is_faster(device: torch.device) -> bool:
+    """Say whether linears of 4 bits are faster with int8 activations: on the CPU they are."""
+    return device.type == 'cpu' and extension.cuda(device) is None and extension.load() is not None
+
+
 def int8_rows(weight: Tensor) -> Int8Weight:
     """Round a plain weight [N, K] to int8 with a scale per row, some rows at a time."""
     parts = [reference.quantize_per_token(rows) for rows in weight.split(_ROWS_AT_ONCE)]

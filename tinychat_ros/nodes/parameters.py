@@ -67,6 +67,8 @@ SPECS = (
     Spec('max_seq_len', 0, 'Context per conversation [tokens]; 0 is what the model was trained '
          'for, at most 2048.', at_load=True, span=(0, _INT_MAX)),
     Spec('num_slots', 4, 'Conversations whose KV cache is kept.', at_load=True, span=(1, 1024)),
+    Spec('activations', 'auto', "Of linears of 4 bits or less: 'fp16' (W4A16), 'int8' (W4A8), or "
+         "'auto': int8 where that is faster, on the CPU.", at_load=True),
     Spec('kv_cache_dtype', 'auto', "Of keys and values: 'auto' is that of the activations, 'int8' "
          'takes half the memory of 16 bits.', at_load=True),
     Spec('lm_head_dtype', 'auto', "'auto' leaves the LM head as it is stored, 'int8' rounds it.",
@@ -138,8 +140,9 @@ def engine_config(node: Node) -> EngineConfig:
 
     :raises ConfigError: a value is out of its range.
     """
-    names = ('model', 'device', 'dtype', 'max_seq_len', 'num_slots', 'kv_cache_dtype',
-             'lm_head_dtype', 'num_threads', 'prefill_chunk', 'chat_template', 'system_prompt')
+    names = ('model', 'device', 'dtype', 'max_seq_len', 'num_slots', 'activations',
+             'kv_cache_dtype', 'lm_head_dtype', 'num_threads', 'prefill_chunk', 'chat_template',
+             'system_prompt')
     return EngineConfig(memory_budget=value(node, 'memory_budget_mb') * 2**20,
                         **{name: value(node, name) for name in names})
 
