@@ -144,8 +144,8 @@ PYBIND11_MODULE(tinychat_kernels, module) {
              py::arg("num_threads"), py::arg("isa") = "auto",
              py::call_guard<py::gil_scoped_release>(),
              "Write out[m, n] = x[m, k], quantized to int8 by blocks of a row, times the\n"
-             "transposed 4-bit weight in tiles of 16 rows by `block` columns. x and out are fp32,\n"
-             "contiguous; x, tiles and out are addresses.");
+             "transposed 4-bit weight in tiles of 16 rows by `block` columns. x and out are\n"
+             "fp32, contiguous; x, tiles and out are addresses.");
   module.def("w8a8_gemm", &tinychat::checked_w8a8_gemm, py::arg("x"), py::arg("qweight"),
              py::arg("scales"), py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"),
              py::arg("num_threads"), py::arg("isa") = "auto",

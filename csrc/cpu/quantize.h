@@ -24,8 +24,11 @@ namespace tinychat {
 
 // Rounds x[count] to q = round(x / s), half to even, and returns the scale s = max |x| / 127. A
 // scale that would be subnormal, such as that of zeros, becomes 0, with q = 0; NaN or infinity in
-// x give a scale that is no number, with q = 0. These are the bits of reference.quantize_per_token.
-inline float quantize_int8(const float* x, int64_t count, int8_t* q) {
+// x give a scale that is not finite, with q = 0. reference.quantize_per_token gives the same bits.
+//
+// Inlined always, so that a caller compiled for wider vectors quantizes with them.
+__attribute__((always_inline)) inline float quantize_int8(const float* x, int64_t count,
+                                                          int8_t* q) {
   // The bits of magnitudes are ordered as the magnitudes are, infinity and NaN above all, and a
   // compiler may take the maximum of integers in any order.
   int32_t max_bits = 0;

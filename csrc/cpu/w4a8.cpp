@@ -15,10 +15,9 @@
 #include "cpu/w4a8.h"
 
 #include <algorithm>
-#include <memory>
+#include <vector>
 
 #include "common.h"
-#include "cpu/quantize.h"
 #include "cpu/thread_pool.h"
 
 namespace tinychat {
@@ -28,11 +27,15 @@ namespace {
 // second-level cache of 1 MiB, beside the row of tiles that each of them is multiplied by.
 constexpr int64_t kPassBytes = int64_t{1} << 19;
 
+// Memory comes in pages of 4 KiB, and the first access to one waits for its address. A prefetch in
+// each tile, so far ahead, made the product of one token 1.1 times as fast.
+constexpr int64_t kPageAhead = int64_t{1} << 16;
+
 // Waking a sleeping thread and waiting for it was measured at 50 microseconds, in which one thread
-// does 2^21 products of a single token or quantizes 2^16 values; below twice that a second thread
+// does 2^21 products of a single token or quantizes 2^17 values; below twice that a second thread
 // does not pay.
 constexpr int64_t kMinProductsPerThread = int64_t{1} << 22;
-constexpr int64_t kMinValuesPerThread = int64_t{1} << 17;
+constexpr int64_t kMinValuesPerThread = int64_t{1} << 18;
 
 struct Problem {
   const W4A8Body& body;
@@ -51,14 +54,14 @@ struct Problem {
   int64_t strip_bytes(int64_t tokens) const { return blocks() * w4a8_record_bytes(block, tokens); }
 };
 
-void write_record(const float* x, int64_t k, int64_t block, int64_t tokens, uint8_t* record) {
-  uint8_t* const scales = record + block * tokens;
+void write_record(const Problem& p, const float* x, int64_t tokens, uint8_t* record) {
+  uint8_t* const scales = record + p.block * tokens;
   for (int64_t t = 0; t < tokens; ++t) {
     int8_t q[kMaxBlock];
-    const float scale = quantize_int8(x + t * k, block, q);
+    const float scale = p.body.quantize(x + t * p.k, p.block, q);
     int32_t negative_sum = 0;
-    for (int64_t i = 0; i < block; ++i) negative_sum -= q[i];
-    for (int64_t i = 0; i < block; i += 4) std::memcpy(record + i * tokens + t * 4, q + i, 4);
+    for (int64_t i = 0; i < p.block; ++i) negative_sum -= q[i];
+    for (int64_t i = 0; i < p.block; i += 4) std::memcpy(record + i * tokens + t * 4, q + i, 4);
     std::memcpy(scales + t * 4, &scale, 4);
     std::memcpy(scales + (tokens + t) * 4, &negative_sum, 4);
   }
@@ -70,17 +73,31 @@ void quantize_strips(const Problem& p, int64_t begin, int64_t end, uint8_t* quan
     const int64_t tokens = p.first_token(strip + 1) - token;
     uint8_t* record = quantized + p.strip_bytes(token);
     for (int64_t k = 0; k < p.k; k += p.block, record += w4a8_record_bytes(p.block, tokens)) {
-      write_record(p.x + token * p.k + k, p.k, p.block, tokens, record);
+      write_record(p, p.x + token * p.k + k, tokens, record);
     }
   }
 }
 
-void multiply_strip(const Problem& p, const uint8_t* quantized, int64_t strip, int64_t tile_row) {
+// total[tokens][16] = a strip times a row of tiles.
+void multiply_strip(const Problem& p, const uint8_t* record, int64_t tokens, const uint8_t* tile,
+                    float* total) {
+  const W4A8Multiply multiply = p.body.multiply[tokens - 1];
+  std::fill_n(total, tokens * kTileRows, 0.0f);
+  for (int64_t k = 0; k < p.k; k += p.block) {
+    __builtin_prefetch(tile + kPageAhead, 0, 1);
+    multiply(tile, record, p.block, total);
+    tile += wna16_tile_bytes(4, p.block);
+    record += w4a8_record_bytes(p.block, tokens);
+  }
+}
+
+void multiply_tile_row(const Problem& p, const uint8_t* quantized, int64_t strip,
+                       int64_t tile_row) {
   const int64_t token = p.first_token(strip);
   const int64_t tokens = p.first_token(strip + 1) - token;
   alignas(64) float total[kW4A8MaxTokens * kTileRows];
-  p.body.multiply(p.tiles + tile_row * p.blocks() * wna16_tile_bytes(4, p.block),
-                  quantized + p.strip_bytes(token), p.blocks(), p.block, tokens, total);
+  multiply_strip(p, quantized + p.strip_bytes(token), tokens,
+                 p.tiles + tile_row * p.blocks() * wna16_tile_bytes(4, p.block), total);
   const int64_t row = tile_row * kTileRows;
   for (int64_t t = 0; t < tokens; ++t) {
     std::copy_n(total + t * kTileRows, std::min(kTileRows, p.n - row),
@@ -94,7 +111,7 @@ void multiply_tile_rows(const Problem& p, const uint8_t* quantized, int64_t begi
     const int64_t last = std::min(first + pass, p.strips);
     for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
       for (int64_t strip = first; strip < last; ++strip) {
-        multiply_strip(p, quantized, strip, tile_row);
+        multiply_tile_row(p, quantized, strip, tile_row);
       }
     }
   }
@@ -114,16 +131,16 @@ void w4a8_gemm(const float* x, const uint8_t* tiles, float* out, int64_t m, int6
                int64_t block, int num_threads, const std::string& isa) {
   const W4A8Body& body = body_for(isa);
   const Problem problem{body, x, tiles, out, m, n, k, block, ceil_div(m, body.max_tokens)};
-  const std::unique_ptr<uint8_t[]> quantized(new uint8_t[problem.strip_bytes(m)]);
+  std::vector<uint8_t> quantized(problem.strip_bytes(m));
   ThreadPool& pool = ThreadPool::instance();
   pool.parallel_for(problem.strips, threads_for(m * k, kMinValuesPerThread, num_threads),
                     [&](int64_t begin, int64_t end) {
-                      quantize_strips(problem, begin, end, quantized.get());
+                      quantize_strips(problem, begin, end, quantized.data());
                     });
   pool.parallel_for(ceil_div(n, kTileRows),
                     threads_for(m * n * k, kMinProductsPerThread, num_threads),
                     [&](int64_t begin, int64_t end) {
-                      multiply_tile_rows(problem, quantized.get(), begin, end);
+                      multiply_tile_rows(problem, quantized.data(), begin, end);
                     });
 }
 

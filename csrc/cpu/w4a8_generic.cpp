@@ -12,12 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The body for processors without one of their own: codes and activations as int16, rows one after
-// another, because compilers vectorize a sum of products of int16 with the multiply-add that every
-// processor has.
-
-#include <algorithm>
-#include <cmath>
+// The body for processors without one of their own, in the compilers' portable 128-bit vectors.
+// Written as plain loops it ran at a third of this speed: g++ 12 did not vectorize the unpacking.
 
 #include "common.h"
 #include "cpu/w4a8.h"
@@ -25,69 +21,104 @@
 namespace tinychat {
 namespace {
 
-// A tile is unpacked once for a strip.
-constexpr int64_t kTokens = 8;
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the tiles' words are little endian");
 
-// Writes the codes as [row][k].
-void unpack(const uint8_t* tile, int64_t block, int16_t* codes) {
-  for (int64_t row = 0; row < kTileRows; ++row, codes += block) {
-    const uint8_t* word = tile + row * 4;
-    for (int64_t k = 0; k < block; k += 8, word += kSetBytes) {
-      for (int64_t i = 0; i < 4; ++i) {
-        codes[k + i] = word[i] & 15;
-        codes[k + 4 + i] = word[i] >> 4;
+// A tile's rows are four quarters of 4 lanes.
+constexpr int kLanes = 4;
+constexpr int kQuarters = kTileRows / kLanes;
+typedef int16_t Shorts __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(16)));
+
+// A product is at most 15 * 127, and an int16 lane takes 16 of the 32 in so many columns.
+constexpr int64_t kColumns = 32;
+
+template <typename T>
+T load(const void* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+void store(float* to, Floats vector) { std::memcpy(to, &vector, sizeof(vector)); }
+
+// 4 values of a token in every lane: those of bytes 0 and 2, and those of bytes 1 and 3.
+struct Fours {
+  Shorts even;
+  Shorts odd;
+};
+
+Fours load_fours(const uint8_t* x) {
+  const int32_t word = load<int32_t>(x);
+  const Shorts bytes = reinterpret_cast<Shorts>(Ints{word, word, word, word});
+  return {bytes << 8 >> 8, bytes >> 8};
+}
+
+// sums[token] += kColumns of 4 rows times some tokens. `words` are the first of these rows.
+template <int kTokens>
+void add_columns(const uint8_t* words, const Fours (&x)[kColumns / 4][kTokens], Ints* sums) {
+  Shorts pairs[kTokens] = {};
+  for (int64_t octet = 0; octet < kColumns / 8; ++octet) {
+    const Shorts packed = load<Shorts>(words + octet * kSetBytes);
+    const Fours low = {packed & 15, packed >> 8 & 15};
+    const Fours high = {packed >> 4 & 15, packed >> 12 & 15};
+    for (int t = 0; t < kTokens; ++t) {
+      const Fours& first = x[2 * octet][t];
+      const Fours& second = x[2 * octet + 1][t];
+      pairs[t] += low.even * first.even + low.odd * first.odd;
+      pairs[t] += high.even * second.even + high.odd * second.odd;
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    const Ints words_of_pairs = reinterpret_cast<Ints>(pairs[t]);
+    sums[t] += (words_of_pairs << 16 >> 16) + (words_of_pairs >> 16);
+  }
+}
+
+// total[token] += a quarter's sums, less those of the zero points, times the scales.
+template <int kTokens>
+void add_to_total(const uint8_t* scales, const uint8_t* zeros, const uint8_t* x_scales,
+                  const Ints* sums, float* total) {
+  Floats row_scales;
+  Ints row_zeros;
+  for (int i = 0; i < kLanes; ++i) {
+    row_scales[i] = half_to_float(load<uint16_t>(scales + 2 * i));
+    row_zeros[i] = zeros[i];
+  }
+  for (int t = 0; t < kTokens; ++t, total += kTileRows) {
+    const int32_t negative_sum = load<int32_t>(x_scales + (kTokens + t) * 4);
+    const Ints difference = sums[t] + row_zeros * negative_sum;
+    const Floats scaled = __builtin_convertvector(difference, Floats) * row_scales;
+    store(total, load<Floats>(total) + scaled * load<float>(x_scales + t * 4));
+  }
+}
+
+template <int kTokens>
+void multiply(const uint8_t* tile, const uint8_t* record, int64_t block, float* total) {
+  Ints sums[kQuarters][kTokens] = {};
+  for (int64_t k = 0; k < block; k += kColumns) {
+    Fours x[kColumns / 4][kTokens];
+    for (int64_t i = 0; i < kColumns / 4; ++i) {
+      for (int t = 0; t < kTokens; ++t) {
+        x[i][t] = load_fours(record + (k + i * 4) * kTokens + t * 4);
       }
     }
-  }
-}
-
-void widen(const uint8_t* record, int64_t block, int64_t tokens, int16_t* q) {
-  for (int64_t k = 0; k < block; k += 4, record += tokens * 4) {
-    for (int64_t i = 0; i < 4; ++i) q[k + i] = static_cast<int8_t>(record[i]);
-  }
-}
-
-int32_t dot(const int16_t* codes, const int16_t* q, int64_t block) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < block; ++i) sum += codes[i] * q[i];
-  return sum;
-}
-
-// total[16] += a tile times one token's block.
-void add_block(const uint8_t* tile, const int16_t* codes, const int16_t* q, int64_t block,
-               float scale, int32_t negative_sum, float* total) {
-  const uint8_t* zeros = tile + wna16_zeros_offset(4, block);
-  uint16_t scales[kTileRows];
-  std::memcpy(scales, tile + wna16_scales_offset(4, block), sizeof(scales));
-  for (int64_t row = 0; row < kTileRows; ++row) {
-    const int32_t sum = dot(codes + row * block, q, block) + zeros[row] * negative_sum;
-    total[row] = std::fma(static_cast<float>(sum) * half_to_float(scales[row]), scale, total[row]);
-  }
-}
-
-void multiply(const uint8_t* tiles, const uint8_t* strip, int64_t blocks, int64_t block,
-              int64_t tokens, float* total) {
-  int16_t codes[kTileRows * kMaxBlock];
-  int16_t q[kMaxBlock];
-  std::fill_n(total, tokens * kTileRows, 0.0f);
-  for (int64_t b = 0; b < blocks; ++b) {
-    unpack(tiles, block, codes);
-    const uint8_t* scales = strip + block * tokens;
-    for (int64_t t = 0; t < tokens; ++t) {
-      float scale;
-      int32_t negative_sum;
-      std::memcpy(&scale, scales + t * 4, 4);
-      std::memcpy(&negative_sum, scales + (tokens + t) * 4, 4);
-      widen(strip + t * 4, block, tokens, q);
-      add_block(tiles, codes, q, block, scale, negative_sum, total + t * kTileRows);
+    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      add_columns<kTokens>(tile + k * 8 + quarter * 16, x, sums[quarter]);
     }
-    tiles += wna16_tile_bytes(4, block);
-    strip += w4a8_record_bytes(block, tokens);
+  }
+  const uint8_t* scales = tile + wna16_scales_offset(4, block);
+  const uint8_t* zeros = tile + wna16_zeros_offset(4, block);
+  for (int quarter = 0; quarter < kQuarters; ++quarter) {
+    add_to_total<kTokens>(scales + quarter * kLanes * 2, zeros + quarter * kLanes,
+                          record + block * kTokens, sums[quarter], total + quarter * kLanes);
   }
 }
+
+float quantize(const float* x, int64_t count, int8_t* q) { return quantize_int8(x, count, q); }
 
 }  // namespace
 
-const W4A8Body kW4A8Generic = {kTokens, multiply};
+const W4A8Body kW4A8Generic = {quantize, 4, {multiply<1>, multiply<2>, multiply<3>, multiply<4>}};
 
 }  // namespace tinychat
