@@ -27,6 +27,10 @@ namespace {
 // second-level cache of 1 MiB, beside the row of tiles that each of them is multiplied by.
 constexpr int64_t kPassBytes = int64_t{1} << 19;
 
+// Memory comes in pages of 4 KiB, and the first access to one waits for its address. A prefetch in
+// each tile, so far ahead, made the product of one token 1.1 times as fast.
+constexpr int64_t kPageAhead = int64_t{1} << 16;
+
 // Waking a sleeping thread and waiting for it was measured at 50 microseconds, in which one thread
 // does 2^21 products of a single token or quantizes 2^17 values; below twice that a second thread
 // does not pay.
@@ -80,6 +84,7 @@ void multiply_strip(const Problem& p, const uint8_t* record, int64_t tokens, con
   const W4A8Multiply multiply = p.body.multiply[tokens - 1];
   std::fill_n(total, tokens * kTileRows, 0.0f);
   for (int64_t k = 0; k < p.k; k += p.block) {
+    __builtin_prefetch(tile + kPageAhead, 0, 1);
     multiply(tile, record, p.block, total);
     tile += wna16_tile_bytes(4, p.block);
     record += w4a8_record_bytes(p.block, tokens);
