@@ -31,11 +31,10 @@ constexpr int64_t kPassBytes = int64_t{1} << 19;
 // each tile, so far ahead, made the product of one token 1.1 times as fast.
 constexpr int64_t kPageAhead = int64_t{1} << 16;
 
-// Waking a sleeping thread and waiting for it was measured at 50 microseconds, in which one thread
-// does 2^21 products of a single token or quantizes 2^17 values; below twice that a second thread
-// does not pay.
-constexpr int64_t kMinProductsPerThread = int64_t{1} << 22;
-constexpr int64_t kMinValuesPerThread = int64_t{1} << 18;
+// Between the calls of a decode step the pool's workers are awake: a second thread pays from about
+// 15 microseconds of work on.
+constexpr int64_t kMinProductsPerThread = int64_t{1} << 20;
+constexpr int64_t kMinValuesPerThread = int64_t{1} << 16;
 
 struct Problem {
   const W4A8Body& body;
