@@ -159,7 +159,7 @@ class BuildKernels(build_ext):
 
 kernels = Extension(
     'tinychat_kernels',
-    sources=sources('bindings.cpp', 'cpu/*.cpp'),
+    sources=sources('bindings.cpp', 'bindings_cpu.cpp', 'cpu/*.cpp'),
     depends=sources('*.cpp', '*.h', 'cpu/*', 'cuda/*'),
     include_dirs=[str(CSRC)],
     extra_compile_args=['-O3', '-std=c++17', '-pthread', '-fvisibility=hidden'],

@@ -17,13 +17,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <stdexcept>
 #include <string>
 
+#include "bindings_checks.h"
+#include "bindings_cpu.h"
 #include "bindings_cuda.h"
 #include "common.h"
 #include "cpu/isa.h"
+#include "cpu/program.h"
 #include "cpu/w4a8.h"
 #include "cpu/w8a8.h"
 #include "cpu/wna16.h"
@@ -32,27 +33,6 @@ namespace py = pybind11;
 
 namespace tinychat {
 namespace {
-
-struct Requirement {
-  const char* kernel;
-
-  void operator()(bool holds, const char* argument, const std::string& expected,
-                  const std::string& got) const {
-    if (holds) return;
-    throw std::invalid_argument(std::string(kernel) + ": " + argument + ": expected " + expected +
-                                ", got " + got);
-  }
-};
-
-std::string resolve_isa(const Requirement& require, const std::string& isa) {
-  const auto& supported = supported_isas();
-  if (isa == "auto") return supported.front();
-  std::string names = "'auto'";
-  for (const auto& name : supported) names += " or '" + name + "'";
-  const bool known = std::find(supported.begin(), supported.end(), isa) != supported.end();
-  require(known, "isa", names, "'" + isa + "'");
-  return isa;
-}
 
 void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
                         int64_t k, int bits, int64_t block, int num_threads,
@@ -70,9 +50,11 @@ void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, 
           "a positive multiple of the block, " + std::to_string(block), std::to_string(k));
   require(num_threads >= 0, "num_threads", "0 (all processors) or more",
           std::to_string(num_threads));
-  wna16_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
-             reinterpret_cast<float*>(out), m, n, k, bits, block, num_threads,
-             resolve_isa(require, isa));
+  const std::string chosen = resolve_isa(require, isa);
+  Program::run_or_record([=] {
+    wna16_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
+               reinterpret_cast<float*>(out), m, n, k, bits, block, num_threads, chosen);
+  });
 }
 
 void checked_w4a8_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
@@ -89,8 +71,11 @@ void checked_w4a8_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, i
           "a positive multiple of the block, " + std::to_string(block), std::to_string(k));
   require(num_threads >= 0, "num_threads", "0 (all processors) or more",
           std::to_string(num_threads));
-  w4a8_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
-            reinterpret_cast<float*>(out), m, n, k, block, num_threads, resolve_isa(require, isa));
+  const std::string chosen = resolve_isa(require, isa);
+  Program::run_or_record([=] {
+    w4a8_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
+              reinterpret_cast<float*>(out), m, n, k, block, num_threads, chosen);
+  });
 }
 
 void checked_w8a8_gemm(uintptr_t x, uintptr_t qweight, uintptr_t scales, uintptr_t out, int64_t m,
@@ -105,9 +90,12 @@ void checked_w8a8_gemm(uintptr_t x, uintptr_t qweight, uintptr_t scales, uintptr
   require(k >= 1 && k <= kW8A8MaxK, "k", "1 to " + std::to_string(kW8A8MaxK), std::to_string(k));
   require(num_threads >= 0, "num_threads", "0 (all processors) or more",
           std::to_string(num_threads));
-  w8a8_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const int8_t*>(qweight),
-            reinterpret_cast<const float*>(scales), reinterpret_cast<float*>(out), m, n, k,
-            num_threads, resolve_isa(require, isa));
+  const std::string chosen = resolve_isa(require, isa);
+  Program::run_or_record([=] {
+    w8a8_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const int8_t*>(qweight),
+              reinterpret_cast<const float*>(scales), reinterpret_cast<float*>(out), m, n, k,
+              num_threads, chosen);
+  });
 }
 
 py::dict build_info() {
@@ -157,6 +145,7 @@ PYBIND11_MODULE(tinychat_kernels, module) {
              "List the instruction sets that kernels can use on this processor, best first.");
   module.def("build_info", &tinychat::build_info,
              "Return the compiler, whether CUDA kernels are in, and the layout version.");
+  tinychat::bind_cpu(module);
 #if defined(TINYCHAT_WITH_CUDA)
   tinychat::bind_cuda(module);
 #endif

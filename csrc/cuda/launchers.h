@@ -22,16 +22,9 @@
 #include <string>
 
 #include "common.h"
+#include "step.h"
 
 namespace tinychat {
-
-// What a recorded decode step reads instead of arguments, so that one graph serves every step.
-struct StepState {
-  int32_t slot;      // of the KV cache
-  int32_t position;  // of the first token, counted from 0
-  int32_t token;     // the one to run next
-  int32_t step;      // how many tokens were sampled; the sampler counts on
-};
 
 // The best of a tile of logits. Of equal ones the first.
 struct Candidate {
@@ -216,17 +209,6 @@ void lm_head(const void* x,              // [k]
              int64_t k,                  // a multiple of 16
              DType dtype,                //
              void* stream);
-
-// How tokens are drawn, as engine/sampler.py's SamplingParams.
-struct SamplingState {
-  float temperature;         // 0 takes the best
-  float top_p;               //
-  float min_p;               //
-  float repetition_penalty;  //
-  int32_t top_k;             // 0 keeps all
-  uint32_t seed_low;         // of the key of Philox 4x32-10, whose counter is the step
-  uint32_t seed_high;        //
-};
 
 // Draws the next token: writes it to state->token, adds 1 to its position and its step, and puts
 // (step + 1) << 32 | token at step % ring_size of the ring, in one store that the host may watch.

@@ -61,7 +61,8 @@ def test_its_figures_agree_with_each_other(capsys):
     found = measured(capsys, *TINY, *QUICK)
     bandwidth = found['read_bandwidth_gbs'] * 1e9
     kernels = {row['name']: row for row in found['kernels']}
-    assert list(kernels) == ['embedding', 'qkv', 'attention@4', 'attention@20', *LINEARS[1:]]
+    assert list(kernels) == ['embedding', 'qkv', 'attention@4', 'attention@20', *LINEARS[1:],
+                             'sampler']
     for row in kernels.values():
         assert row['fraction_of_bandwidth'] == pytest.approx(
             row['bytes'] / bandwidth / (row['microseconds'] * 1e-6))

@@ -15,11 +15,10 @@
 
 from __future__ import annotations
 
-import struct
-
 from backend import address, Backend
 import pytest
-from sampler_oracle import acceptable_tokens, candidates, penalized, philox
+from sampler_oracle import (
+    acceptable_tokens, candidates, FILTERS, packed, params_of, penalized, philox)
 import torch
 from torch import Tensor
 
@@ -41,10 +40,7 @@ class Run:
         self._kernels, self._first_step = kernels, step
         self._vocab, self._logits = len(logits), kernels.put(logits)
         self._best = kernels.put(candidates(logits))
-        seed = params.seed or 0
-        packed = struct.pack('<4fi2I', params.temperature, params.top_p, params.min_p,
-                             params.repetition_penalty, params.top_k, seed & 2**32 - 1, seed >> 32)
-        self._params = kernels.put(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+        self._params = kernels.put(packed(params))
         marks = torch.zeros(len(logits), dtype=torch.uint8)
         marks[list(seen)] = 1
         self.seen = kernels.put(marks)
@@ -78,29 +74,6 @@ def check(kernels: Backend, logits: Tensor, params: SamplingParams, seen: tuple[
 def random_logits(vocab: int) -> Tensor:
     """Return logits whose probabilities are spread as those of a language model."""
     return torch.randn(vocab) * 3 - 4
-
-
-FILTERS = {
-    'plain': {},
-    'temperature': {'temperature': 0.6},
-    'hot': {'temperature': 100.0},
-    'cold': {'temperature': 1e-9},
-    'top_k': {'top_k': 7},
-    'top_k of one': {'top_k': 1},
-    'top_k of all': {'top_k': 2**31 - 1},
-    'top_p': {'top_p': 0.8},
-    'tiny top_p': {'top_p': 1e-9},
-    'min_p': {'min_p': 0.05},
-    'min_p of one': {'min_p': 1.0},
-    'all': {'temperature': 0.8, 'top_k': 12, 'top_p': 0.9, 'min_p': 0.02},
-    'penalty': {'repetition_penalty': 1.3, 'top_k': 9},
-    'reward': {'repetition_penalty': 0.7, 'top_k': 9, 'top_p': 0.9},
-}
-
-
-def params_of(name: str, seed: int = 5) -> SamplingParams:
-    """Return the parameters of a case above."""
-    return SamplingParams(**{'temperature': 1.0, 'seed': seed, **FILTERS[name]})
 
 
 @pytest.mark.parametrize('counter, key, words', [

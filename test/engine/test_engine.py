@@ -213,15 +213,16 @@ def test_a_deadline_ends_an_answer_and_one_gone_by_prevents_it(make_engine):
 def test_a_prefill_can_be_canceled_between_its_pieces_and_what_was_run_is_kept(chat_model):
     engine = Engine.load(chat_model, device='cpu', prefill_chunk=16)
     request, runs = Request('x' * 100, conversation_id='a'), []
-    forward = engine._runner._forward
+    model = engine._runner._model
+    hidden = model.hidden
 
     def counted(*args):
         runs.append(len(args[0]))
         if len(runs) == 2:
             request.cancel()
-        return forward(*args)
+        return hidden(*args)
 
-    engine._runner._forward = counted
+    model.hidden = counted
     chunk, = engine.generate(request)
     assert chunk.result.finish_reason == FinishReason.CANCELED
     assert runs == [16, 16]

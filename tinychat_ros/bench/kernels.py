@@ -96,7 +96,8 @@ def _kernels(subject: Subject, contexts: Sequence[int]
     if isinstance(subject.runner, GraphRunner):
         subject.runner.step_at(0, 0)  # Makes it greedy.
         found = model.candidates(x)
-        yield (Kernel('sampler', 1, config.vocab_size, 1, found.best.nbytes, 1),
+        read = found.logits if found.best is None else found.best
+        yield (Kernel('sampler', 1, config.vocab_size, 1, read.nbytes, 1),
                [partial(subject.runner.sample, found)] * _CALLS)
 
 

@@ -12,11 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Runs a model on a GPU: a decode step, from the embedding to the sampled token, is one CUDA graph.
+Runs a model by a recorded step, from the embedding to the sampled token.
 
-The graph reads slot, position and token from device memory and leaves the next token there, so
-that steps follow one another without the host, which keeps one step ahead of the tokens that it
-has read. Each token also lands in host memory, beside its number.
+On a GPU the recording is a CUDA graph, on the CPU a list of kernel calls that one call goes
+through. It reads slot, position and token from the device's memory and leaves the next token
+there, so that steps follow one another without Python. On a GPU the host keeps one step ahead of
+the tokens that it has read. Each token also lands in host memory, beside its number.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from torch import Tensor
 
 from tinychat_ros.engine.model_runner import in_pieces, ModelRunner
 from tinychat_ros.engine.sampler import not_finite, SamplingParams
-from tinychat_ros.kernels import cuda
+from tinychat_ros.errors import KernelError
+from tinychat_ros.kernels import cpu, cuda, extension, ops
 from tinychat_ros.kernels.operands import Candidates, StepState
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.llama import LlamaModel
@@ -47,9 +49,10 @@ _PARAMS = struct.Struct('<4fiII')
 
 class GraphRunner:
     """
-    A model, its KV cache and the GPU they are on; the interface is that of ModelRunner.
+    A model, its KV cache and the device they are on; the interface is that of ModelRunner.
 
     :param prefill_chunk: tokens per piece of a prefill; between pieces it can be interrupted.
+    :raises KernelError: a part of the step has no kernel, and cannot be recorded on the CPU.
     """
 
     def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device,
@@ -62,7 +65,9 @@ class GraphRunner:
         self._params = torch.zeros(_PARAMS.size, dtype=torch.uint8, device=device)
         self._seen = torch.zeros(model.config.vocab_size, dtype=torch.uint8, device=device)
         self._ring = torch.zeros(_RING_SIZE, dtype=torch.int64, pin_memory=device.type == 'cuda')
-        self._replay = _record(self._step)
+        # A GPU works on while the host reads; on the CPU a step ahead would only delay the token.
+        self._ahead = extension.cuda(device) is not None
+        self._replay = (_record if self._ahead else cpu.record)(self._step)
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
                 interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
@@ -81,9 +86,11 @@ class GraphRunner:
         step = 0
         while True:
             # The step behind token `step`, whose place is position + step, runs as it is read.
-            if position + step < self._cache.max_seq_len:
+            if self._ahead and position + step < self._cache.max_seq_len:
                 self._replay()
             yield self._read(step)
+            if not self._ahead:
+                self._replay()
             step += 1
 
     def step_at(self, slot: int, position: int) -> Callable[[], None]:
@@ -93,7 +100,7 @@ class GraphRunner:
 
     def sample(self, candidates: Candidates) -> None:
         """Draw a token, the last part of a step."""
-        cuda.sample(self._state, candidates, self._params, self._seen, self._ring)
+        ops.sample(self._state, candidates, self._params, self._seen, self._ring)
 
     def _begin(self, slot: int, position: int, sampling: SamplingParams,
                context: Sequence[int]) -> None:
@@ -124,7 +131,10 @@ class GraphRunner:
 
         :raises CheckpointError: the logits were not numbers.
         """
-        token = cuda.wait_for_token(self._ring, step, self._device)
+        if self._ahead:
+            token = cuda.wait_for_token(self._ring, step, self._device)
+        else:
+            token = int(self._ring[step % _RING_SIZE].to(torch.int32))
         if token < 0:
             raise not_finite('NaN or infinity')
         return token
@@ -134,9 +144,16 @@ def make_runner(model: LlamaModel, cache: KVCache, device: torch.device,
                 prefill_chunk: int) -> Union[ModelRunner, GraphRunner]:
     """Return the runner for a model: with graphs, where kernels take all that needs a position."""
     refusal = cuda.refusal(device, model.dtype, model.config.head_dim)
-    if refusal and device.type == 'cuda':
+    if not refusal:
+        return GraphRunner(model, cache, device, prefill_chunk)
+    if device.type == 'cuda':
         _LOGGER.warning('decoding without CUDA graphs, slowly: %s', refusal)
-    return (ModelRunner if refusal else GraphRunner)(model, cache, device, prefill_chunk)
+    elif cpu.takes(model.embedding):
+        try:
+            return GraphRunner(model, cache, device, prefill_chunk)
+        except KernelError as error:
+            _LOGGER.info('decoding op by op: %s', error)
+    return ModelRunner(model, cache, device, prefill_chunk)
 
 
 def _record(step: Callable[[], None]) -> Callable[[], None]:

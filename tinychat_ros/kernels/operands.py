@@ -103,8 +103,9 @@ class Candidates(NamedTuple):
     What may come next, as an LM head leaves it for the sampler on the device.
 
     :param logits: fp32 [V].
-    :param best: int32 [ceil(V / 16), 2]: the bits of each tile's best logit, and its token.
+    :param best: int32 [ceil(V / 16), 2]: the bits of each tile's best logit, and its token; None
+        on the CPU, whose sampler does not need them.
     """
 
     logits: Tensor
-    best: Tensor
+    best: Optional[Tensor]

@@ -28,7 +28,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from tinychat_ros.errors import KernelError
-from tinychat_ros.kernels import cuda, extension, reference
+from tinychat_ros.kernels import cpu, cuda, reference
 from tinychat_ros.kernels.linear import Linear, why_reference
 from tinychat_ros.kernels.operands import (
     Candidates, LayerCache, Norm, on_device, on_host, RotaryTable, Start, StepState)
@@ -36,14 +36,16 @@ from tinychat_ros.kernels.packing import (
     CpuTiles, CudaTiles, GATE_UP, Int8Weight, NATURAL, ROTARY)
 
 __all__ = ['attention', 'candidates', 'embedding', 'LayerCache', 'linear', 'linear_residual',
-           'lm_head', 'Norm', 'norm_gate_up', 'qkv_rope_append', 'RotaryTable', 'Start',
-           'StepState']
+           'lm_head', 'Norm', 'norm_gate_up', 'qkv_rope_append', 'RotaryTable', 'sample',
+           'Start', 'StepState']
 
 
 def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
     """Return the rows token_ids int32 or int64 [T] of weight [V, H]: [T, H]."""
     if token_ids.dtype == torch.int32 and cuda.takes(weight) and weight.shape[1] % 8 == 0:
         return cuda.embedding(token_ids, weight)
+    if token_ids.dtype == torch.int32 and cpu.takes(weight):
+        return cpu.embedding(token_ids, weight)
     return F.embedding(token_ids, weight)
 
 
@@ -74,6 +76,8 @@ def qkv_rope_append(x: Tensor, norm: Norm, qkv: Sequence[Linear], rope: RotaryTa
         heads = _linears(x, qkv, norm).view(x.shape[0], -1, cache.k.shape[2])
         return cuda.rope_append(heads, tiles is not None, rope, cache, state)
     heads = _linears(x, qkv, norm).view(x.shape[0], -1, cache.k.shape[2])
+    if cpu.takes(heads) and cpu.takes_cache(cache):
+        return cpu.rope_append(heads, rope, cache, on_device(start, x.device))
     return _rope_append(heads, rope, cache, on_host(start))
 
 
@@ -81,6 +85,8 @@ def attention(q: Tensor, cache: LayerCache, start: Start) -> Tensor:
     """Attend causally from q [T, Hq, D] at ``start`` over the cache: [T, Hq * D]."""
     if _attention_kernel(q, cache):
         return cuda.attention(q, cache, on_device(start, q.device)).flatten(1)
+    if cpu.takes(q) and cpu.takes_cache(cache):
+        return cpu.attention(q, cache, on_device(start, q.device)).flatten(1)
     length = on_host(start) + q.shape[0]
     k, v = (values[:, :length] if scale is None
             else reference.dequantize_kv(values[:, :length], scale[:, :length])
@@ -93,7 +99,8 @@ def linear_residual(x: Tensor, layer: Linear, residual: Tensor) -> Tensor:
     tiles = _tiles([layer], NATURAL)
     if tiles is not None and cuda.takes(x):
         return cuda.linear(x, tiles, layer.bias, residual=residual)
-    return residual + linear(x, layer)
+    out = linear(x, layer)
+    return cpu.add(out, residual) if cpu.takes(x) else residual + out
 
 
 def norm_gate_up(x: Tensor, norm: Norm, gate_up: Sequence[Linear]) -> Tensor:
@@ -101,7 +108,8 @@ def norm_gate_up(x: Tensor, norm: Norm, gate_up: Sequence[Linear]) -> Tensor:
     tiles = _tiles(gate_up, GATE_UP)
     if tiles is not None and cuda.takes(x):
         return cuda.gate_up(x, tiles, gate_up[0].bias, norm)
-    return reference.silu_mul(_linears(x, gate_up, norm))
+    products = _linears(x, gate_up, norm)
+    return (cpu.silu_mul if cpu.takes(products) else reference.silu_mul)(products)
 
 
 def lm_head(x: Tensor, norm: Norm, head: Linear) -> Tensor:
@@ -115,7 +123,16 @@ def candidates(x: Tensor, norm: Norm, head: Linear) -> Candidates:
     plain = isinstance(head.weight, (Tensor, Int8Weight)) and x.shape[1] % 16 == 0
     if cuda.takes(x) and head.bias is None and (tiles is not None or plain):
         return cuda.lm_head(x, tiles or head.weight, norm)
-    return reference.candidates(lm_head(x, norm, head)[0])
+    logits = lm_head(x, norm, head)[0]
+    return Candidates(logits, None) if cpu.takes(logits) else reference.candidates(logits)
+
+
+def sample(state: Tensor, found: Candidates, params: Tensor, seen: Tensor, ring: Tensor) -> None:
+    """See cuda.sample; on the CPU the ring may be any tensor."""
+    if cpu.takes(found.logits):
+        cpu.sample(state, found.logits, params, seen, ring)
+    else:
+        cuda.sample(state, found, params, seen, ring)
 
 
 def _linear(x: Tensor, layer: Linear, norm: Optional[Norm] = None) -> Tensor:
@@ -125,20 +142,30 @@ def _linear(x: Tensor, layer: Linear, norm: Optional[Norm] = None) -> Tensor:
     if tiles is not None and cuda.takes(x):
         return cuda.linear(x, tiles, layer.bias, norm)
     x = _norm(x, norm)
-    w4a8 = _w4a8_kernel(layer)
+    weight, w4a8 = layer.weight, _w4a8_kernel(layer)
     if layer.activation_group and not w4a8:
+        cpu.refuse_recording('linear: activations in groups that are not the tiles\'')
         x = reference.fake_quantize_activations(x, layer.activation_group)
-    if w4a8:
-        out = _w4a8_cpu(x, layer.weight)
-    elif isinstance(layer.weight, CpuTiles):
-        out = _wna16_cpu(x, layer.weight)
-    elif isinstance(layer.weight, CudaTiles):
-        out = cuda.linear(x, layer.weight)
-    elif isinstance(layer.weight, Int8Weight) and why_reference(layer.weight) is None:
-        out = _w8a8_cpu(x, layer.weight)
+    if isinstance(weight, CpuTiles):
+        # The kernels' activations are fp32: fp16 and bf16 widen exactly.
+        out = (cpu.w4a8 if w4a8 else cpu.wna16)(x.float(), weight).to(x.dtype)
+    elif isinstance(weight, CudaTiles):
+        out = cuda.linear(x, weight)
+    elif isinstance(weight, Int8Weight) and why_reference(weight) is None:
+        out = cpu.w8a8(x.float(), weight).to(x.dtype)
+    elif isinstance(weight, Tensor) and cpu.takes(x) and cpu.takes(weight):
+        out = cpu.dense(x, weight)
     else:
-        out = reference.linear(x, layer.weight)
-    return out if layer.bias is None else out + layer.bias
+        cpu.refuse_recording(f'linear: {why_reference(weight)}')
+        out = reference.linear(x, weight)
+    return out if layer.bias is None else _add_bias(out, layer.bias)
+
+
+def _add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    if cpu.takes(x) and x.shape[0] == 1:
+        return cpu.add(x, bias)
+    cpu.refuse_recording('linear: a bias of several tokens')
+    return x + bias
 
 
 def _linears(x: Tensor, layers: Sequence[Linear], norm: Norm) -> Tensor:
@@ -146,12 +173,15 @@ def _linears(x: Tensor, layers: Sequence[Linear], norm: Norm) -> Tensor:
     if len(layers) == 1:
         return _linear(x, layers[0], norm)
     x = _norm(x, norm)
+    cpu.refuse_recording('linears of several kinds side by side')
     return torch.cat([_linear(x, layer) for layer in layers], dim=-1)
 
 
 def _norm(x: Tensor, norm: Optional[Norm]) -> Tensor:
     if norm is None:
         return x
+    if cpu.takes(x) and cpu.takes(norm.weight):
+        return cpu.rms_norm(x, *norm)
     kernel = cuda.takes(x) and x.shape[1] % 8 == 0
     return (cuda.rms_norm if kernel else reference.rms_norm)(x, *norm)
 
@@ -193,36 +223,6 @@ def _rope_append(heads: Tensor, rope: RotaryTable, cache: LayerCache, start: int
             new, scales[:, start:end] = reference.quantize_kv(new)
         values[:, start:end] = new
     return reference.rotate(q, cos, sin)
-
-
-def _wna16_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
-    # The kernel's activations are fp32: fp16 and bf16 widen exactly.
-    x32 = x.float().contiguous()
-    out = torch.empty(x.shape[0], tiles.n, dtype=torch.float32)
-    extension.load().wna16_gemm(
-        x32.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
-        x.shape[0], tiles.n, tiles.k, tiles.bits, tiles.block, torch.get_num_threads())
-    return out.to(x.dtype)
-
-
-def _w4a8_cpu(x: Tensor, tiles: CpuTiles) -> Tensor:
-    x32 = x.float().contiguous()
-    out = torch.empty(x.shape[0], tiles.n, dtype=torch.float32)
-    extension.load().w4a8_gemm(
-        x32.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
-        x.shape[0], tiles.n, tiles.k, tiles.block, torch.get_num_threads())
-    return out.to(x.dtype)
-
-
-def _w8a8_cpu(x: Tensor, weight: Int8Weight) -> Tensor:
-    n, k = weight.shape
-    x32 = x.float().contiguous()
-    qweight, scales = weight.qweight.contiguous(), weight.scales.contiguous()
-    out = torch.empty(x.shape[0], n, dtype=torch.float32)
-    extension.load().w8a8_gemm(
-        x32.data_ptr(), qweight.data_ptr(), scales.data_ptr(), out.data_ptr(),
-        x.shape[0], n, k, torch.get_num_threads())
-    return out.to(x.dtype)
 
 
 def _check_features(x: Tensor, features: int) -> None:

@@ -128,7 +128,7 @@ class LlamaModel:
     @torch.inference_mode()
     def hidden(self, token_ids: Tensor, cache: KVCache, slot: int, start: ops.Start) -> Tensor:
         """Append tokens, int32 or int64 [T], to a slot; return what the LM head reads, [T, H]."""
-        if isinstance(start, int) and cache.has_kernels:
+        if isinstance(start, int):
             start = ops.StepState.at(start, token_ids.device)
         x = ops.embedding(token_ids, self.embedding)
         for i, block in enumerate(self.blocks):

@@ -11,19 +11,51 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the CUDA sampler has to draw, from engine/sampler.py and from Philox in Python."""
+"""What a compiled sampler has to draw, from engine/sampler.py and from Philox in Python."""
 
 from __future__ import annotations
+
+import struct
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.engine.sampler import filtered_probabilities, SamplingParams
 
+FILTERS = {
+    'plain': {},
+    'temperature': {'temperature': 0.6},
+    'hot': {'temperature': 100.0},
+    'cold': {'temperature': 1e-9},
+    'top_k': {'top_k': 7},
+    'top_k of one': {'top_k': 1},
+    'top_k of all': {'top_k': 2**31 - 1},
+    'top_p': {'top_p': 0.8},
+    'tiny top_p': {'top_p': 1e-9},
+    'min_p': {'min_p': 0.05},
+    'min_p of one': {'min_p': 1.0},
+    'all': {'temperature': 0.8, 'top_k': 12, 'top_p': 0.9, 'min_p': 0.02},
+    'penalty': {'repetition_penalty': 1.3, 'top_k': 9},
+    'reward': {'repetition_penalty': 0.7, 'top_k': 9, 'top_p': 0.9},
+}
+
 _WORD = 2**32 - 1
 
 # How far the kernel's cumulated probabilities, of single floats, may be from those in float64.
 _TOLERANCE = 1e-5
+
+
+def params_of(name: str, seed: int = 5) -> SamplingParams:
+    """Return the parameters of a case above."""
+    return SamplingParams(**{'temperature': 1.0, 'seed': seed, **FILTERS[name]})
+
+
+def packed(params: SamplingParams) -> Tensor:
+    """Return the bytes of a SamplingState."""
+    seed = params.seed or 0
+    return torch.frombuffer(bytearray(struct.pack(
+        '<4fi2I', params.temperature, params.top_p, params.min_p, params.repetition_penalty,
+        params.top_k, seed & _WORD, seed >> 32)), dtype=torch.uint8)
 
 
 def philox(counter: tuple[int, ...], key: tuple[int, int]) -> list[int]:

@@ -1,0 +1,285 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The CPU kernels of rotation and attention give what the reference gives."""
+
+from __future__ import annotations
+
+from cpu_memory import DTYPES, Result, state_of
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tinychat_ros.kernels import extension, reference
+
+kernels = extension.load()
+if kernels is None:
+    pytest.skip(extension.why_absent(), allow_module_level=True)
+
+SLOT = 1
+HEAD_DIMS = (2, 8, 16, 24, 64, 80, 96, 128, 256)
+LENGTHS = (1, 15, 16, 17, 255, 256, 257, 600)
+HEADS = ((1, 1), (3, 3), (4, 2), (7, 1))
+FP16, INT8, FP32 = torch.float16, torch.int8, torch.float32
+
+every_isa = pytest.mark.parametrize('isa', kernels.cpu_isas())
+every_kind = pytest.mark.parametrize('kind', [FP32, FP16, INT8], ids=['fp32', 'fp16', 'int8'])
+
+
+class Cache:
+    """A cache of two slots that hold nothing but NaN; int8 codes are all -1."""
+
+    def __init__(self, kv_heads, max_seq_len, head_dim, kind):
+        def empty(*shape, dtype):
+            made = torch.empty(shape, dtype=dtype)
+            made.view(torch.uint8).fill_(0xff)
+            return made
+        shape = (2, kv_heads, max_seq_len)
+        self.kind = kind
+        self.k, self.v = (empty(*shape, head_dim, dtype=kind) for _ in range(2))
+        self.k_scale, self.v_scale = (
+            empty(*shape, dtype=FP16) if kind == INT8 else None for _ in range(2))
+
+    def put(self, start, k, v):
+        """Append k and v [T, kv_heads, head_dim] at a position of slot 1."""
+        at = slice(start, start + len(k))
+        for x, values, scales in ((k, self.k, self.k_scale), (v, self.v, self.v_scale)):
+            x = x.transpose(0, 1)
+            if scales is not None:
+                x, scales[SLOT, :, at] = reference.quantize_kv(x)
+            values[SLOT, :, at] = x.to(self.kind)
+
+    def fill(self, length):
+        """Put random numbers at the first positions of slot 1."""
+        shape = (length, self.k.shape[1], self.k.shape[3])
+        self.put(0, torch.randn(shape), torch.randn(shape))
+        return self
+
+    def rows(self, length):
+        """Return the first keys and values of slot 1, fp32 [kv_heads, length, head_dim]."""
+        return [values[SLOT, :, :length].float() if scales is None
+                else reference.dequantize_kv(values[SLOT, :, :length], scales[SLOT, :, :length])
+                for values, scales in ((self.k, self.k_scale), (self.v, self.v_scale))]
+
+    def argument(self, state):
+        """Return the CpuKvCache; the tensors must outlive it."""
+        _, kv_heads, max_seq_len, head_dim = self.k.shape
+        scales = {} if self.k_scale is None else {
+            'k_scale': self.k_scale.data_ptr(), 'v_scale': self.v_scale.data_ptr()}
+        return kernels.CpuKvCache(
+            k=self.k.data_ptr(), v=self.v.data_ptr(), **scales,
+            dtype=2 if self.kind == INT8 else DTYPES.index(self.kind), kv_heads=kv_heads,
+            max_seq_len=max_seq_len, head_dim=head_dim, state=state.data_ptr())
+
+    def tensors(self):
+        return [x for x in (self.k, self.v, self.k_scale, self.v_scale) if x is not None]
+
+
+def attention(q, cache, start, isa, num_threads=1):
+    tokens, heads, head_dim = q.shape
+    state, out = state_of(SLOT, start), Result(*q.shape)
+    kernels.cpu_attention(
+        cache.argument(state), q=q.data_ptr(), out=out.address, tokens=tokens, heads=heads,
+        scale=head_dim ** -0.5, num_threads=num_threads, isa=isa)
+    return out.read()
+
+
+def check(cache, heads, start, tokens, isa, sharpness=3.0):
+    """Compare with the reference; return the result."""
+    q = torch.randn(tokens, heads, cache.k.shape[3]) * sharpness
+    out = attention(q, cache, start, isa)
+    expected = reference.attention(q.double(), *(
+        x.double() for x in cache.rows(start + tokens))).float()
+    assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    return out
+
+
+@every_isa
+@every_kind
+@pytest.mark.parametrize('head_dim', HEAD_DIMS)
+def test_any_head_dim_agrees_with_the_reference(head_dim, kind, isa):
+    cache = Cache(2, 280, head_dim, kind).fill(260)
+    check(cache, 4, 259, 1, isa)
+    check(cache, 4, 243, 17, isa)
+
+
+@every_isa
+@every_kind
+@pytest.mark.parametrize('length', LENGTHS)
+def test_any_length_agrees_with_the_reference(length, kind, isa):
+    check(Cache(2, length + 3, 16, kind).fill(length), 6, length - 1, 1, isa)
+
+
+@every_isa
+@every_kind
+@pytest.mark.parametrize('heads, kv_heads', HEADS)
+def test_any_number_of_heads_agrees_with_the_reference(heads, kv_heads, kind, isa):
+    cache = Cache(kv_heads, 90, 24, kind).fill(80)
+    for tokens in (1, 2, 17, 70):
+        for start in (0, 5):
+            check(cache, heads, start, tokens, isa)
+
+
+@every_isa
+def test_a_prefill_of_several_blocks_agrees_with_the_reference(isa):
+    check(Cache(1, 600, 16, FP16).fill(600), 3, 0, 600, isa)
+
+
+@every_isa
+def test_a_position_behind_the_cache_sees_all_of_it(isa):
+    cache = Cache(1, 139, 16, FP16).fill(139)
+    q = torch.randn(1, 2, 16)
+    assert torch.equal(attention(q, cache, 1000, isa), attention(q, cache, 138, isa))
+
+
+@every_isa
+def test_large_scores_do_not_overflow(isa):
+    check(Cache(1, 300, 16, FP32).fill(290), 2, 289, 1, isa, sharpness=3000.0)
+
+
+@every_isa
+@every_kind
+@pytest.mark.parametrize('heads', [1, 4])
+def test_a_nan_reaches_no_token_before_it(heads, kind, isa):
+    cache = Cache(1, 300, 16, kind).fill(280)
+    out = check(cache, heads, 250, 30, isa)
+    for values, scales in ((cache.k, cache.k_scale), (cache.v, cache.v_scale)):
+        (values if scales is None else scales)[SLOT, :, 261] = float('nan')
+        torch.manual_seed(1)
+        q = torch.randn(30, heads, 16)
+        out = attention(q, cache, 250, isa)
+        assert out[:11].isfinite().all() and out[11:].isnan().any(-1).all()
+
+
+@every_isa
+def test_small_probabilities_have_a_small_relative_error(isa):
+    """Keys are 0 and -1, values 0 and 1: what comes out is exp(-q) / (1 + exp(-q))."""
+    cache = Cache(1, 2, 2, FP32)
+    cache.put(0, k=torch.tensor([[[0.0, 0.0]], [[-1.0, 0.0]]]),
+              v=torch.tensor([[[0.0, 0.0]], [[1.0, 1.0]]]))
+    score = torch.linspace(0, 87, 4001)
+    q = torch.stack([score, score], -1)[None] * 2 ** 0.5
+    expected = 1 / (1 + torch.exp((q[0, :, 0] * torch.tensor(2 ** -0.5)).double()))
+    error = attention(q, cache, 1, isa)[0].double() / expected[:, None] - 1
+    assert error.abs().max() < 1e-6
+
+
+@every_isa
+@every_kind
+def test_the_number_of_threads_does_not_change_a_bit(kind, isa):
+    cache = Cache(8, 700, 64, kind).fill(700)
+    for tokens, start in ((1, 699), (17, 601)):
+        q = torch.randn(tokens, 32, 64)
+        one, three = (attention(q, cache, start, isa, threads) for threads in (1, 3))
+        assert torch.equal(one, three)
+
+
+def rope_append(qkv, cache, heads, start, tables, isa, num_threads=1):
+    tokens, _, head_dim = qkv.shape
+    state, q = state_of(SLOT, start), Result(tokens, heads, head_dim)
+    kernels.cpu_rope_append(
+        cache.argument(state), qkv=qkv.data_ptr(), q=q.address, cos=tables[0].data_ptr(),
+        sin=tables[1].data_ptr(), tokens=tokens, heads=heads, num_threads=num_threads, isa=isa)
+    return q.read()
+
+
+def check_rope(head_dim, kind, isa, tokens=3, heads=4, kv_heads=2, start=5, scale=1.0, room=21,
+               num_threads=1):
+    """Compare with the reference to the bit; what does not fit may not be written."""
+    angles = torch.rand(room, head_dim // 2) * 6.28
+    tables = angles.cos(), angles.sin()
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, head_dim) * scale
+    cache, expected = (Cache(kv_heads, room, head_dim, kind) for _ in range(2))
+    q = rope_append(qkv, cache, heads, start, tables, isa, num_threads)
+    fitting = min(tokens, room - start)
+    rotated = reference.rotate(qkv[:fitting, :heads + kv_heads],
+                               *(table[start:start + fitting] for table in tables))
+    expected.put(start, rotated[:, heads:], qkv[:fitting, heads + kv_heads:])
+    assert torch.equal(q[:fitting], rotated[:, :heads])
+    assert (q[fitting:] == -7).all()
+    for got, wanted in zip(cache.tensors(), expected.tensors()):
+        assert torch.equal(got.view(torch.uint8), wanted.view(torch.uint8))
+
+
+@every_isa
+@every_kind
+@pytest.mark.parametrize('head_dim', HEAD_DIMS)
+def test_what_is_appended_has_the_bits_of_the_reference(head_dim, kind, isa):
+    check_rope(head_dim, kind, isa)
+
+
+@every_isa
+@every_kind
+@pytest.mark.parametrize('heads, kv_heads', HEADS)
+@pytest.mark.parametrize('tokens, start', [(1, 0), (1, 5), (17, 0), (70, 5)])
+def test_any_heads_are_appended(heads, kv_heads, tokens, start, kind, isa):
+    check_rope(16, kind, isa, tokens, heads, kv_heads, start, room=76)
+
+
+@every_isa
+@every_kind
+@pytest.mark.parametrize('start', [19, 21, 40])
+def test_tokens_that_do_not_fit_are_not_appended(start, kind, isa):
+    check_rope(16, kind, isa, start=min(start, 21))
+
+
+@every_isa
+@every_kind
+@pytest.mark.parametrize('scale', [1e-12, 1e-7, 3e-5, 1e-2, 1e4, 1e30], ids=str)
+def test_rows_of_any_size_are_rounded_as_the_reference_does(scale, kind, isa):
+    check_rope(80, kind, isa, scale=scale)
+
+
+@every_isa
+@pytest.mark.parametrize('value', [float('nan'), float('inf')], ids=str)
+def test_a_value_that_is_no_number_makes_nan_of_its_row(value, isa):
+    cache, qkv = Cache(1, 4, 16, INT8), torch.randn(1, 3, 16)
+    qkv[0, 2, 9] = value
+    tables = torch.ones(4, 8), torch.zeros(4, 8)
+    rope_append(qkv, cache, 1, 2, tables, isa)
+    k, v = cache.rows(3)
+    assert k[0, 2].isfinite().all() and v[0, 2].isnan().all()
+
+
+@every_isa
+def test_three_threads_append_the_same(isa):
+    check_rope(128, INT8, isa, tokens=70, heads=32, kv_heads=32, start=1, room=75, num_threads=3)
+
+
+@pytest.mark.parametrize('argument, value, expected', [
+    ('k', 0, 'an address, got null'),
+    ('v', 0, 'an address, got null'),
+    ('state', 0, 'an address, got null'),
+    ('k_scale', 1, 'an address, got null'),
+    ('v_scale', 1, 'null, got an address'),
+    ('dtype', 1, '0 .fp16. or 2 .fp32., got 1'),
+    ('kv_heads', 0, 'at least 1, got 0'),
+    ('max_seq_len', 0, 'at least 1, got 0'),
+    ('head_dim', 0, 'an even number, 2 to 256, got 0'),
+    ('head_dim', 7, 'an even number, 2 to 256, got 7'),
+    ('head_dim', 258, 'an even number, 2 to 256, got 258'),
+])
+def test_a_wrong_cache_is_refused_by_name(argument, value, expected):
+    arguments = {'k': 1, 'v': 1, 'dtype': 2, 'kv_heads': 1, 'max_seq_len': 1, 'head_dim': 2,
+                 'state': 1, argument: value}
+    name = 'v_scale' if argument == 'k_scale' else argument
+    with pytest.raises(ValueError, match=f'CpuKvCache: {name}: expected {expected}'):
+        kernels.CpuKvCache(**arguments)
+
+
+@pytest.mark.parametrize('heads', [0, 3])
+def test_heads_that_do_not_share_evenly_are_refused(heads):
+    state = state_of()
+    cache = Cache(2, 4, 8, FP32).argument(state)
+    with pytest.raises(ValueError, match=f'heads: expected .* of kv_heads, 2, got {heads}'):
+        kernels.cpu_attention(cache, q=1, out=1, tokens=1, heads=heads, scale=1.0, num_threads=1)

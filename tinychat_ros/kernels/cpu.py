@@ -1,0 +1,232 @@
+# Copyright 2026 tinychat_ros developers
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Calls of the CPU kernels that are not quantized linears, and the recording of all of them.
+
+ops.py decides what comes here. Activations are fp32. T, H, Hq, Hkv, D, V and I as in ops.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+
+from tinychat_ros.errors import KernelError
+from tinychat_ros.kernels import extension
+from tinychat_ros.kernels.operands import LayerCache, RotaryTable
+from tinychat_ros.kernels.packing import CpuTiles, Int8Weight
+
+# As the kernels number them.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+KV_DTYPES = (torch.float32, torch.float16, torch.int8)
+MAX_HEAD_DIM = 256
+
+
+class _Recording(threading.local):
+    """The tensors of the program that this thread records; None where it records none."""
+
+    tensors: Optional[list[Tensor]] = None
+
+
+_recording = _Recording()
+
+
+def takes(x: Tensor) -> bool:
+    """Say whether there are kernels for activations like these."""
+    return (x.dtype == torch.float32 and x.device.type == 'cpu' and not x.requires_grad
+            and extension.cuda(x.device) is None and extension.load() is not None)
+
+
+def takes_cache(cache: LayerCache) -> bool:
+    """Say whether the attention kernels take a cache."""
+    return (cache.k.dtype in KV_DTYPES and cache.k.is_contiguous() and cache.v.is_contiguous()
+            and cache.k.shape[2] <= MAX_HEAD_DIM and cache.k.shape[2] % 2 == 0)
+
+
+def record(step: Callable[[], None]) -> Callable[[], None]:
+    """
+    Record the kernels that a step calls, and return what runs them anew on the same tensors.
+
+    :raises KernelError: a part of the step has no kernel.
+    """
+    program, tensors = extension.load().CpuProgram(), []
+    _recording.tensors = tensors
+    program.begin()
+    try:
+        step()
+    finally:
+        program.end()
+        _recording.tensors = None
+    return _Replay(program, tensors)
+
+
+class _Replay:
+    """A recorded program beside the tensors that it works on."""
+
+    def __init__(self, program: Any, tensors: list[Tensor]) -> None:
+        self._program = program
+        self._tensors = tensors
+
+    def __call__(self) -> None:
+        self._program.run()
+
+
+def refuse_recording(what: str) -> None:
+    """
+    Tell a recording that something runs without a kernel, which it would leave out.
+
+    :raises KernelError: a program is recorded.
+    """
+    if _recording.tensors is not None:
+        raise KernelError(f'{what}: expected a kernel, since a recorded step holds nothing else')
+
+
+def empty(*shape: int) -> Tensor:
+    """Return a tensor, fp32, that lives as long as the program that is recorded."""
+    tensor = torch.empty(*shape)
+    if _recording.tensors is not None:
+        _recording.tensors.append(tensor)
+    return tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See reference.rms_norm."""
+    x, y = _contiguous(x), empty(*x.shape)
+    extension.load().cpu_rms_norm(
+        x=x.data_ptr(), weight=weight.data_ptr(), y=y.data_ptr(), tokens=x.shape[0],
+        hidden=x.shape[1], eps=eps, dtype=_dtype(weight), num_threads=_threads())
+    return y
+
+
+def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
+    """Return the rows token_ids int32 [T] of weight [V, H]."""
+    vocab, hidden = weight.shape
+    x = empty(len(token_ids), hidden)
+    extension.load().cpu_embedding(
+        token_ids=token_ids.data_ptr(), table=weight.data_ptr(), x=x.data_ptr(),
+        tokens=len(token_ids), vocab=vocab, hidden=hidden, dtype=_dtype(weight),
+        num_threads=_threads())
+    return x
+
+
+def w4a8(x: Tensor, tiles: CpuTiles) -> Tensor:
+    """Return the linear of x [T, K], rounded to int8 by tiles: [T, N]."""
+    x, out = _contiguous(x), empty(x.shape[0], tiles.n)
+    extension.load().w4a8_gemm(
+        x.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
+        x.shape[0], tiles.n, tiles.k, tiles.block, _threads())
+    return out
+
+
+def wna16(x: Tensor, tiles: CpuTiles) -> Tensor:
+    """Return the linear of x [T, K]: [T, N]."""
+    x, out = _contiguous(x), empty(x.shape[0], tiles.n)
+    extension.load().wna16_gemm(
+        x.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
+        x.shape[0], tiles.n, tiles.k, tiles.bits, tiles.block, _threads())
+    return out
+
+
+def w8a8(x: Tensor, weight: Int8Weight) -> Tensor:
+    """Return the linear of x [T, K], rounded to int8 by tokens: [T, N]."""
+    (n, k), x, out = weight.shape, _contiguous(x), empty(x.shape[0], weight.shape[0])
+    qweight, scales = _contiguous(weight.qweight), _contiguous(weight.scales)
+    extension.load().w8a8_gemm(
+        x.data_ptr(), qweight.data_ptr(), scales.data_ptr(), out.data_ptr(),
+        x.shape[0], n, k, _threads())
+    return out
+
+
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x [T, K] times the transposed plain weight [N, K]: [T, N]."""
+    x, weight, out = _contiguous(x), _contiguous(weight), empty(x.shape[0], weight.shape[0])
+    extension.load().cpu_dense_gemm(
+        x=x.data_ptr(), weight=weight.data_ptr(), out=out.data_ptr(), m=x.shape[0],
+        n=weight.shape[0], k=weight.shape[1], dtype=_dtype(weight), num_threads=_threads())
+    return out
+
+
+def add(x: Tensor, other: Tensor) -> Tensor:
+    """Return x, to which another tensor of its size has been added."""
+    other = _contiguous(other)
+    extension.load().cpu_add(x=x.data_ptr(), residual=other.data_ptr(), count=x.numel(),
+                             num_threads=_threads())
+    return x
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See reference.silu_mul."""
+    tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = empty(tokens, size)
+    extension.load().cpu_silu_mul(gate_up=gate_up.data_ptr(), out=out.data_ptr(), tokens=tokens,
+                                  size=size, num_threads=_threads())
+    return out
+
+
+def rope_append(heads: Tensor, rope: RotaryTable, cache: LayerCache, state: Tensor) -> Tensor:
+    """Rotate heads [T, Hq + 2 Hkv, D], append keys and values; return the queries [T, Hq, D]."""
+    tokens, all_heads, head_dim = heads.shape
+    query_heads = all_heads - 2 * cache.k.shape[0]
+    q = empty(tokens, query_heads, head_dim)
+    extension.load().cpu_rope_append(
+        _cache(cache, state), qkv=heads.data_ptr(), q=q.data_ptr(), cos=rope.cos.data_ptr(),
+        sin=rope.sin.data_ptr(), tokens=tokens, heads=query_heads, num_threads=_threads())
+    return q
+
+
+def attention(q: Tensor, cache: LayerCache, state: Tensor) -> Tensor:
+    """Attend causally from q [T, Hq, D] over the cache: [T, Hq, D]."""
+    q = _contiguous(q)
+    tokens, heads, head_dim = q.shape
+    out = empty(tokens, heads, head_dim)
+    extension.load().cpu_attention(
+        _cache(cache, state), q=q.data_ptr(), out=out.data_ptr(), tokens=tokens, heads=heads,
+        scale=head_dim ** -0.5, num_threads=_threads())
+    return out
+
+
+def sample(state: Tensor, logits: Tensor, params: Tensor, seen: Tensor, ring: Tensor) -> None:
+    """Draw a token from logits [V]; the rest as in cuda.sample."""
+    extension.load().cpu_sample(
+        logits=logits.data_ptr(), params=params.data_ptr(), seen=seen.data_ptr(),
+        state=state.data_ptr(), ring=ring.data_ptr(), ring_size=len(ring), vocab=len(logits))
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    if x.is_contiguous():
+        return x
+    refuse_recording('a tensor that is not contiguous')
+    return x.contiguous()
+
+
+def _cache(cache: LayerCache, state: Tensor) -> Any:
+    kv_heads, max_seq_len, head_dim = cache.k.shape
+    scales = {} if cache.k_scale is None else {'k_scale': cache.k_scale.data_ptr(),
+                                               'v_scale': cache.v_scale.data_ptr()}
+    dtype = torch.float32 if cache.k_scale is not None else cache.k.dtype
+    return extension.load().CpuKvCache(
+        k=cache.k.data_ptr(), v=cache.v.data_ptr(), dtype=_DTYPES.index(dtype),
+        kv_heads=kv_heads, max_seq_len=max_seq_len, head_dim=head_dim, state=state.data_ptr(),
+        **scales)
+
+
+def _dtype(weight: Tensor) -> int:
+    return _DTYPES.index(weight.dtype)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
