@@ -17,9 +17,12 @@
 #include "cpu/thread_pool.h"
 
 namespace tinychat::cpu {
+namespace {
 
 // One thread reads these weights in about 60 microseconds; less is not worth waking another.
 constexpr int64_t kMinProductsPerThread = int64_t{1} << 20;
+
+}  // namespace
 
 void dense_gemm(const float* x, const void* weight, const float* scales, float* out, int64_t m,
                 int64_t n, int64_t k, DType dtype, int num_threads, const std::string& isa) {

@@ -14,9 +14,11 @@
 
 #if defined(__x86_64__)
 
+#if !defined(__clang__)
 // g++ 12 says of its own header's intrinsics that they read what they leave undefined.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include <immintrin.h>
 

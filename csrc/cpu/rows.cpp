@@ -21,7 +21,7 @@
 namespace tinychat::cpu {
 namespace {
 
-// One thread takes this many from the second-level cache in about 20 microseconds.
+// Below it, waking another thread takes about as long as the work.
 constexpr int64_t kMinValuesPerThread = int64_t{1} << 18;
 
 // Calls run for each row of `size` values.

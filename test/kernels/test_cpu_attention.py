@@ -177,9 +177,9 @@ def test_small_probabilities_have_a_small_relative_error(isa):
 @every_isa
 @every_kind
 def test_the_number_of_threads_does_not_change_a_bit(kind, isa):
-    cache = Cache(8, 700, 64, kind).fill(700)
+    cache = Cache(8, 700, 128, kind).fill(700)
     for tokens, start in ((1, 699), (17, 601)):
-        q = torch.randn(tokens, 32, 64)
+        q = torch.randn(tokens, 32, 128)
         one, three = (attention(q, cache, start, isa, threads) for threads in (1, 3))
         assert torch.equal(one, three)
 
@@ -238,6 +238,20 @@ def test_tokens_that_do_not_fit_are_not_appended(start, kind, isa):
 @pytest.mark.parametrize('scale', [1e-12, 1e-7, 3e-5, 1e-2, 1e4, 1e30], ids=str)
 def test_rows_of_any_size_are_rounded_as_the_reference_does(scale, kind, isa):
     check_rope(80, kind, isa, scale=scale)
+
+
+@every_isa
+def test_what_lies_between_two_halves_is_rounded_to_the_nearest_or_to_even(isa):
+    bits = torch.arange(0, 0x7c01, dtype=torch.int16)
+    halves = bits.view(FP16).float()
+    halves[-1] = 2.0 ** 16  # What would follow the largest one.
+    middle = (halves[:-1] + halves[1:]) / 2
+    up, down = (torch.nextafter(middle, torch.tensor(to)) for to in (1e9, -1e9))
+    x = torch.stack([middle, up, down, -middle]).view(-1, 1, 256)
+    qkv = torch.cat([torch.zeros(len(x), 2, 256), x], dim=1)
+    cache, tables = Cache(1, len(x), 256, FP16), (torch.zeros(len(x), 128),) * 2
+    rope_append(qkv, cache, 1, 0, tables, isa)
+    assert torch.equal(cache.v[SLOT, 0], x[:, 0].half())
 
 
 @every_isa

@@ -43,7 +43,7 @@ _LOGGER = logging.getLogger(__name__)
 # Tokens that may be on their way to the host; two are.
 _RING_SIZE = 8
 
-# A SamplingState of csrc/cuda/launchers.h.
+# A SamplingState of csrc/step.h.
 _PARAMS = struct.Struct('<4fiII')
 
 

@@ -62,7 +62,7 @@ class StepState:
     Where a decode step's token goes, in the memory of the device that reads it.
 
     :param tensor: int32 [4]: slots from the one of the LayerCache, position, token, step; see
-        StepState in csrc/cuda/launchers.h.
+        StepState in csrc/step.h.
     :param start: the position, where it is known on the host as well.
     """
 
