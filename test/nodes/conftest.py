@@ -69,6 +69,9 @@ def start_node(ros_domain_id: int, tmp_path_factory: pytest.TempPathFactory,
     nodes = []
 
     def start(**parameters) -> NodeProcess:
+        # In fp32 a story model says thousands of tokens a second, which none can interrupt.
+        if 'model' in parameters:
+            parameters.setdefault('dtype', 'bfloat16')
         nodes.append(NodeProcess(tmp_path_factory.mktemp('node'), **parameters))
         return nodes[-1]
 

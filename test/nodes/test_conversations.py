@@ -251,7 +251,7 @@ def test_the_model_describes_itself(client, story_model):
     assert info.success and info.message == ''
     assert (info.name, info.path) == ('stories', str(story_model))
     assert (info.architecture, info.format, info.device, info.dtype) == (
-        'llama', 'plain', 'cpu', 'float32')
+        'llama', 'plain', 'cpu', 'bfloat16')
     assert (info.vocab_size, info.max_seq_len, info.num_slots) == (512, 2048, 4)
     assert 250e3 < info.parameters < 300e3
     assert info.weight_bytes >= 4 * info.parameters
