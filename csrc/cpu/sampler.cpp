@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "cpu/ops.h"
+#include "philox.h"
 
 namespace tinychat::cpu {
 namespace {
@@ -36,22 +37,6 @@ struct Workspace {
   std::vector<Candidate> candidates;
   std::vector<Candidate> ordered;
 };
-
-// Philox 4x32-10 (Salmon et al., Parallel random numbers, 2011): the first 32 bits for a counter.
-uint32_t philox(uint32_t counter, uint32_t key_low, uint32_t key_high) {
-  uint32_t words[4] = {counter, 0, 0, 0};
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t first = uint64_t{0xd2511f53} * words[0];
-    const uint64_t second = uint64_t{0xcd9e8d57} * words[2];
-    words[0] = static_cast<uint32_t>(second >> 32) ^ words[1] ^ key_low;
-    words[1] = static_cast<uint32_t>(second);
-    words[2] = static_cast<uint32_t>(first >> 32) ^ words[3] ^ key_high;
-    words[3] = static_cast<uint32_t>(first);
-    key_low += 0x9e3779b9;
-    key_high += 0xbb67ae85;
-  }
-  return words[0];
-}
 
 // The logits after the repetition penalty.
 struct Logits {
