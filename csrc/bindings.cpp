@@ -34,22 +34,28 @@ namespace py = pybind11;
 namespace tinychat {
 namespace {
 
-void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
-                        int64_t k, int bits, int64_t block, int num_threads,
-                        const std::string& isa) {
-  const Requirement require{"wna16_gemm"};
+// What the products with a weight in the tiles of wna16.h have in common.
+void check_tiles_gemm(const Requirement& require, uintptr_t x, uintptr_t tiles, uintptr_t out,
+                      int64_t m, int64_t n, int64_t k, int64_t block, int num_threads) {
   require(x != 0, "x", "an address", "null");
   require(tiles != 0, "tiles", "an address", "null");
   require(out != 0, "out", "an address", "null");
   require(m >= 1, "m", "at least 1", std::to_string(m));
   require(n >= 8 && n % 8 == 0, "n", "a positive multiple of 8", std::to_string(n));
-  require(bits == 3 || bits == 4, "bits", "3 or 4", std::to_string(bits));
   require(block == 32 || block == 64 || block == 128, "block", "32, 64 or 128",
           std::to_string(block));
   require(k >= block && k % block == 0, "k",
           "a positive multiple of the block, " + std::to_string(block), std::to_string(k));
   require(num_threads >= 0, "num_threads", "0 (all processors) or more",
           std::to_string(num_threads));
+}
+
+void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
+                        int64_t k, int bits, int64_t block, int num_threads,
+                        const std::string& isa) {
+  const Requirement require{"wna16_gemm"};
+  check_tiles_gemm(require, x, tiles, out, m, n, k, block, num_threads);
+  require(bits == 3 || bits == 4, "bits", "3 or 4", std::to_string(bits));
   const std::string chosen = resolve_isa(require, isa);
   Program::run_or_record([=] {
     wna16_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
@@ -60,17 +66,7 @@ void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, 
 void checked_w4a8_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
                        int64_t k, int64_t block, int num_threads, const std::string& isa) {
   const Requirement require{"w4a8_gemm"};
-  require(x != 0, "x", "an address", "null");
-  require(tiles != 0, "tiles", "an address", "null");
-  require(out != 0, "out", "an address", "null");
-  require(m >= 1, "m", "at least 1", std::to_string(m));
-  require(n >= 8 && n % 8 == 0, "n", "a positive multiple of 8", std::to_string(n));
-  require(block == 32 || block == 64 || block == 128, "block", "32, 64 or 128",
-          std::to_string(block));
-  require(k >= block && k % block == 0, "k",
-          "a positive multiple of the block, " + std::to_string(block), std::to_string(k));
-  require(num_threads >= 0, "num_threads", "0 (all processors) or more",
-          std::to_string(num_threads));
+  check_tiles_gemm(require, x, tiles, out, m, n, k, block, num_threads);
   const std::string chosen = resolve_isa(require, isa);
   Program::run_or_record([=] {
     w4a8_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),

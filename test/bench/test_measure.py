@@ -22,9 +22,8 @@ import pytest
 from tinychat_ros.bench import measure as module
 from tinychat_ros.bench.measure import measure, ROOM
 from tinychat_ros.bench.subject import of_shape, Subject
-from tinychat_ros.engine import graph_runner
 from tinychat_ros.engine.config import EngineConfig
-from tinychat_ros.kernels import extension
+from tinychat_ros.kernels import cuda, extension
 
 CONTEXTS = (4, 20)
 
@@ -64,7 +63,7 @@ def fake(monkeypatch) -> FakeKernels:
     """Give tensors of the CPU kernels that compute nothing, and measure as much as on a GPU."""
     kernels = FakeKernels()
     monkeypatch.setattr(extension, 'cuda', lambda device: kernels)
-    monkeypatch.setattr(graph_runner, '_record', lambda step: step)
+    monkeypatch.setattr(cuda, 'record', lambda step: step)
     monkeypatch.setitem(module._EFFORTS, 'cpu', module._EFFORTS['cuda'])
     return kernels
 

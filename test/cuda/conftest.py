@@ -21,8 +21,7 @@ import pytest
 import torch
 
 from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.engine import graph_runner
-from tinychat_ros.kernels import extension
+from tinychat_ros.kernels import cuda, extension
 
 ORDERS = 5
 
@@ -71,7 +70,7 @@ def kernels(request, one_order) -> Backend:
 def emulated(emulator, monkeypatch) -> None:
     """Give tensors of the CPU the emulated kernels; a recorded step runs anew each time."""
     monkeypatch.setattr(extension, 'cuda', lambda device: emulator)
-    monkeypatch.setattr(graph_runner, '_record', lambda step: step)
+    monkeypatch.setattr(cuda, 'record', lambda step: step)
     # On a GPU every tensor is a copy; one that lies in the file need not be aligned.
     floats = CheckpointReader.floats
     monkeypatch.setattr(CheckpointReader, 'floats', lambda *args: floats(*args).clone())

@@ -22,10 +22,9 @@ import pytest
 import torch
 
 from tinychat_ros.bench.shapes import RandomWeights
-from tinychat_ros.engine import graph_runner
 from tinychat_ros.engine.graph_runner import GraphRunner
 from tinychat_ros.engine.sampler import SamplingParams
-from tinychat_ros.kernels import extension
+from tinychat_ros.kernels import cuda, extension
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.llama import LlamaModel
@@ -86,6 +85,6 @@ def test_a_recorded_step_gives_the_tokens_of_kernels_that_wait_for_each_other(
     recorded = generated(model, kv_dtype)
     module = OneByOne(extension.load())
     monkeypatch.setattr(extension, 'cuda', lambda device: module)
-    monkeypatch.setattr(graph_runner, '_record', lambda step: step)
+    monkeypatch.setattr(cuda, 'record', lambda step: step)
     assert generated(model, kv_dtype) == recorded
     assert len(set(recorded)) > TOKENS / 4

@@ -28,7 +28,7 @@ _COLUMNS = {
     'decode': (
         ('decode at', 'context', ''), ('tokens/s', 'tokens_per_second', '.1f'),
         ('ms', 'milliseconds', '.3f'), ('p10', 'p10', '.3f'), ('p90', 'p90', '.3f'),
-        ('GPU ms', 'gpu_milliseconds', '.3f'), ('kernels ms', 'kernels_milliseconds', '.3f'),
+        ('step ms', 'gpu_milliseconds', '.3f'), ('kernels ms', 'kernels_milliseconds', '.3f'),
         ('bytes/token', 'bytes_per_token', ''), ('of limit', 'fraction_of_limit', '.1%')),
     'prefill': (
         ('prefill of', 'tokens', ''), ('tokens/s', 'tokens_per_second', '.1f'),

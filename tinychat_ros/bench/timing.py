@@ -53,7 +53,7 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int = 20,
         the host is in the figure.
     """
     if device.type == 'cuda' and graph:
-        work = _recorded(work)
+        work = cuda.record(work)
     for _ in range(_WARM_UP):
         work()
     seconds = _gpu_seconds if device.type == 'cuda' else _host_seconds
@@ -63,18 +63,6 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int = 20,
 def timed_by_host(work: Callable[[], object], device: torch.device, repeats: int) -> Timing:
     """Time calls of ``work``, which waits for what counts, each on a device with nothing to do."""
     return summary(list(_idle_seconds(work, device, repeats)))
-
-
-def _recorded(work: Callable[[], object]) -> Callable[[], object]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        work()
-    return graph.replay
 
 
 def _gpu_seconds(work: Callable[[], object]) -> float:

@@ -103,10 +103,10 @@ class WeightLoader:
         # Kernels that do more with the product leave no place to round its input.
         return prepare(weight, bias, None, tile_columns(weight.group_size), self._dtype)
 
-    def _rounds_input_of(self, weight: QuantizedWeight, why_reference: Optional[str]) -> bool:
+    def _rounds_input_of(self, weight: QuantizedWeight, refusal: Optional[str]) -> bool:
         if self._int8_activations is not None:
             return self._int8_activations
-        return rounding_is_faster(self._device) and weight.bits == 4 and why_reference is None
+        return rounding_is_faster(self._device) and weight.bits == 4 and refusal is None
 
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,

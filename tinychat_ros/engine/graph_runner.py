@@ -67,7 +67,7 @@ class GraphRunner:
         self._ring = torch.zeros(_RING_SIZE, dtype=torch.int64, pin_memory=device.type == 'cuda')
         # A GPU works on while the host reads; on the CPU a step ahead would only delay the token.
         self._ahead = extension.cuda(device) is not None
-        self._replay = (_record if self._ahead else cpu.record)(self._step)
+        self._replay = (cuda if self._ahead else cpu).record(self._step)
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
                 interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
@@ -154,16 +154,3 @@ def make_runner(model: LlamaModel, cache: KVCache, device: torch.device,
         except KernelError as error:
             _LOGGER.info('decoding op by op: %s', error)
     return ModelRunner(model, cache, device, prefill_chunk)
-
-
-def _record(step: Callable[[], None]) -> Callable[[], None]:
-    """Record what a step launches as a CUDA graph and return what replays it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # Libraries set themselves up on their first call, which cannot be recorded.
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-    return graph.replay

@@ -256,6 +256,19 @@ def read(data: Tensor) -> None:
         stream=_stream(data.device))
 
 
+def record(step: Callable[[], object]) -> Callable[[], None]:
+    """Record what a step launches on the current device as a CUDA graph; return its replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # Libraries set themselves up on their first call, which cannot be recorded.
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for all that runs on torch's current stream of a device."""
     if device.type == 'cuda':

@@ -58,11 +58,6 @@ class KVCache:
         self.num_slots = num_slots
         self.max_seq_len = max_seq_len
 
-    @property
-    def has_kernels(self) -> bool:
-        """Say whether CUDA kernels take the attention over this cache."""
-        return self._workspace is not None
-
     def layer(self, index: int, slot: int) -> LayerCache:
         """Return views of one layer's keys and values in one slot."""
         def view(pool: Optional[Tensor]) -> Optional[Tensor]:
