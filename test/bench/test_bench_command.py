@@ -69,8 +69,8 @@ def test_its_figures_agree_with_each_other(capsys):
     weights = sum(kernels[name]['bytes'] * kernels[name]['calls'] for name in LINEARS)
     for row in found['decode']:
         attention = kernels[f"attention@{row['context']}"]
-        # K and V of 3 layers, 2 heads and 16 dimensions in fp32.
-        assert attention['bytes'] * 3 == row['context'] * 2 * 3 * 2 * 16 * 4
+        # K and V of 3 layers, 2 heads and 16 dimensions in fp16.
+        assert attention['bytes'] * 3 == row['context'] * 2 * 3 * 2 * 16 * 2
         assert row['bytes_per_token'] == weights + attention['bytes'] * 3
         assert row['fraction_of_limit'] == pytest.approx(
             row['bytes_per_token'] / bandwidth * row['tokens_per_second'])

@@ -81,7 +81,7 @@ def _kernels(subject: Subject, contexts: Sequence[int]
                 [partial(run, block, cache) for block, cache in zip(model.blocks, caches)])
 
     yield (Kernel('embedding', 1, config.hidden_size, 1, x.nbytes, 1),
-           [partial(ops.embedding, token, model.embedding)] * _CALLS)
+           [partial(ops.embedding, token, model.embedding, model.dtype)] * _CALLS)
     yield linears('qkv', lambda block: block.qkv, lambda block, cache: ops.qkv_rope_append(
         x, block.attention_norm, block.qkv, model.rope, cache, first))
     q = attended.view(1, config.num_attention_heads, config.head_dim)

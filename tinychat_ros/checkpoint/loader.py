@@ -28,6 +28,7 @@ from torch import Tensor
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
+from tinychat_ros.kernels import cpu
 from tinychat_ros.kernels.linear import (
     can_concatenate, concatenate, Linear, prepare, rounding_is_faster, StoredWeight,
     why_reference)
@@ -45,7 +46,8 @@ class WeightLoader:
     """
     The weights of one open checkpoint, moved to a device; see models.layers.WeightSource.
 
-    :param dtype: of plain weights, norms and activations.
+    :param dtype: of activations and norms, and of plain matrices, unless the kernels widen those
+        of 16 bits as they read them.
     :param int8_activations: see :func:`load_model`.
     """
 
@@ -59,8 +61,8 @@ class WeightLoader:
         self.on_reference: dict[str, list[str]] = {}
 
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Return a plain tensor of this shape in the compute dtype."""
-        return self._reader.floats(name, shape).to(self._device, self._dtype)
+        """Return a plain tensor of this shape; see above for its dtype."""
+        return self._placed(self._reader.floats(name, shape))
 
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
                 order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
@@ -85,9 +87,15 @@ class WeightLoader:
         self.formats[weight_format.name] += 1
         weight = weight_format.read(self._reader, name, n, k)
         if isinstance(weight, Tensor):
-            return weight.to(self._device, self._dtype)
+            return self._placed(weight)
         return replace(weight, **{field: tensor.to(self._device)
                                   for field, tensor in tensors_of(weight).items()})
+
+    def _placed(self, stored: Tensor) -> Tensor:
+        if stored.dim() == 2 and cpu.serves(self._dtype, self._device):
+            # A copy, since a file that is mapped can be cut while the model runs.
+            return stored.clone()
+        return stored.to(self._device, self._dtype)
 
     def _bias(self, name: str, n: int) -> Optional[Tensor]:
         bias = f'{name}.bias'
@@ -132,11 +140,15 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
     return model, weights.formats.most_common(1)[0][0]
 
 
-def weight_bytes(reader: CheckpointReader, dtype: torch.dtype) -> int:
+def weight_bytes(reader: CheckpointReader, dtype: torch.dtype, device: torch.device) -> int:
     """Return what the weights will take in memory at this compute dtype, in bytes."""
-    element = torch.empty((), dtype=dtype).element_size()
-    return sum(math.prod(reader.shape(name)) * element
-               if _is_plain(name) and f'{name}_scale' not in reader.names
+    kept = 2 if cpu.serves(dtype, device) else 0
+
+    def converted(name: str) -> bool:
+        return (_is_plain(name) and f'{name}_scale' not in reader.names
+                and len(reader.shape(name)) != kept)
+
+    return sum(math.prod(reader.shape(name)) * dtype.itemsize if converted(name)
                else reader.num_bytes(name) for name in reader.names)
 
 
@@ -154,15 +166,15 @@ def _is_plain(name: str) -> bool:
 
 
 def check_memory(reader: CheckpointReader, dtype: torch.dtype, kv_dtype: torch.dtype,
-                 num_slots: int, max_seq_len: int, budget: int) -> None:
+                 device: torch.device, num_slots: int, max_seq_len: int, budget: int) -> None:
     """
     Refuse the model of an open checkpoint that does not fit, before any of it is loaded.
 
     :param budget: bytes that weights and KV cache may take together.
     :raises OutOfMemoryError: naming what is needed, what there is and what would help.
     """
-    check_fit(str(reader.path), weight_bytes(reader, dtype), reader.config, kv_dtype, num_slots,
-              max_seq_len, budget)
+    check_fit(str(reader.path), weight_bytes(reader, dtype, device), reader.config, kv_dtype,
+              num_slots, max_seq_len, budget)
 
 
 def check_fit(name: str, weights: int, config: ModelConfig, kv_dtype: torch.dtype,
