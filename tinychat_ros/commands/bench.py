@@ -20,7 +20,7 @@ from dataclasses import asdict
 import json
 from pathlib import Path
 import sys
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -36,6 +36,7 @@ from tinychat_ros.commands.common import device_options, output_options, PROCESS
 from tinychat_ros.engine.config import (
     ACTIVATIONS, EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES)
 from tinychat_ros.errors import ConfigError
+from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.cpu import on_processors
 from tinychat_ros.quantization.report import require_matplotlib
 
@@ -67,6 +68,8 @@ def add(commands: Any) -> None:
                         help='of 4-bit linears (default: auto, int8 on the CPU)')
     parser.add_argument('--lm-head-dtype', default='auto', choices=LM_HEAD_DTYPES,
                         help='default: auto, as it is stored')
+    parser.add_argument('--isa', metavar='NAME',
+                        help='instruction set of CPU kernels, such as avx2 (default: the best)')
     parser.add_argument('--plot', metavar='FILE',
                         help='draw the fractions of the limits, a PNG (needs matplotlib)')
     parser.add_argument('--ladder', action='store_true',
@@ -102,6 +105,7 @@ def _bench(args: argparse.Namespace) -> int:
                           lm_head_dtype=args.lm_head_dtype, activations=args.activations,
                           num_threads=args.threads, processors=args.processors)
     _check(args)
+    isa = _use_isa(args.isa)
     max_seq_len = max(max(args.context) + ROOM, *args.prefill)
     if args.model:
         subject = of_checkpoint(config, max_seq_len)
@@ -109,7 +113,7 @@ def _bench(args: argparse.Namespace) -> int:
         subject = of_shape(args.shape, args.group_size or _GROUP_SIZE, config, max_seq_len)
     with on_processors(config.processor_set()):
         measured = measure(subject, args.context, args.prefill)
-    document = {**_machine(config), 'shape': args.shape, 'model': args.model,
+    document = {**_machine(config), 'isa': isa, 'shape': args.shape, 'model': args.model,
                 **figures(measured)}
     for line in table(document):
         print(line, file=sys.stderr if args.json else sys.stdout)
@@ -133,6 +137,19 @@ def _check(args: argparse.Namespace) -> None:
         path = Path(args.plot).absolute()
         if path.is_dir() or not path.parent.is_dir():
             raise ConfigError(f'plot: expected a file in a folder that exists, got {args.plot}')
+
+
+def _use_isa(asked: Optional[str]) -> Optional[str]:
+    """Return the instruction set of the CPU kernels, after setting the one asked for."""
+    kernels = extension.load()
+    supported = [] if kernels is None else kernels.cpu_isas()
+    if asked is None:
+        return supported[0] if supported else None
+    if asked not in supported:
+        raise ConfigError(f'isa: expected one of {", ".join(supported)}, got {asked!r}'
+                          if supported else f'isa: {extension.why_absent()}')
+    kernels.cpu_use_isa(asked)
+    return asked
 
 
 def _machine(config: EngineConfig) -> dict[str, Any]:
