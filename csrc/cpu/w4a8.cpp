@@ -115,29 +115,27 @@ void quantize_strips(const Problem& p, int64_t begin, int64_t end, uint8_t* quan
   }
 }
 
-// total += a tile times the residuals of a block, if it has any; returns where they end. The tile
-// is still in the first-level cache.
+// total += a tile, which is still in the first-level cache, times the residuals of `count` tokens;
+// returns where they end.
 const uint8_t* multiply_residuals(const Problem& p, const uint8_t* tile, const uint8_t* residuals,
-                                  int64_t tokens, float* total) {
-  int32_t count, listed[kW4A8MaxTokens];
-  std::memcpy(&count, residuals, 4);
-  residuals += 4;
-  if (count == 0) return residuals;
-  std::memcpy(listed, residuals, count * 4);
-  residuals += count * 4;
+                                  int64_t count, int64_t tokens, float* total) {
+  const uint8_t* const record = residuals + count * 4;
+  const W4A8Multiply multiply = p.body.multiply[count - 1];
   if (count == tokens) {
-    p.body.multiply[count - 1](tile, residuals, p.block, total);
+    multiply(tile, record, p.block, total);
   } else {
+    int32_t listed[kW4A8MaxTokens];
     alignas(64) float some[kW4A8MaxTokens * kTileRows];
+    std::memcpy(listed, residuals, count * 4);
     for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(some + i * kTileRows, total + listed[i] * kTileRows, kTileRows * 4);
+      std::copy_n(total + listed[i] * kTileRows, kTileRows, some + i * kTileRows);
     }
-    p.body.multiply[count - 1](tile, residuals, p.block, some);
+    multiply(tile, record, p.block, some);
     for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(total + listed[i] * kTileRows, some + i * kTileRows, kTileRows * 4);
+      std::copy_n(some + i * kTileRows, kTileRows, total + listed[i] * kTileRows);
     }
   }
-  return residuals + w4a8_record_bytes(p.block, count);
+  return record + w4a8_record_bytes(p.block, count);
 }
 
 // total[tokens][16] = a strip times a row of tiles.
@@ -148,8 +146,12 @@ void multiply_strip(const Problem& p, const uint8_t* record, int64_t tokens, con
   for (int64_t k = 0; k < p.k; k += p.block) {
     __builtin_prefetch(tile + kPageAhead, 0, 1);
     multiply(tile, record, p.block, total);
-    record = multiply_residuals(p, tile, record + w4a8_record_bytes(p.block, tokens), tokens,
-                                total);
+    record += w4a8_record_bytes(p.block, tokens);
+    int32_t count;
+    std::memcpy(&count, record, 4);
+    record += 4;
+    // A branch, which is predicted: an address that waited for the count took 1.04 of the time.
+    if (count > 0) record = multiply_residuals(p, tile, record, count, tokens, total);
     tile += wna16_tile_bytes(4, p.block);
   }
 }

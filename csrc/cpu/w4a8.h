@@ -37,19 +37,19 @@ namespace tinychat {
 // round as compilers please. A token that holds NaN or infinity gives NaN.
 //
 // A value far above the others of its block leaves them few steps. Where they take less than
-// kW4A8OthersMean of the 127 on average, the residuals x - q * d are quantized as well, with a
-// scale of their own, and their products added behind those of q. What that brought to an output
-// at k = 4096 in blocks of 128, relative to what the other channels contribute, and the share of
-// the blocks; rounding the weights moved it by 0.10:
+// kW4A8OthersMean of the 127 on average, the token's residuals x - q * d are quantized as well, by
+// a scale of their own, and their products added behind those of q. The error of rounding x,
+// relative to what the other channels add up to, for normal x with some channels scaled, k = 4096,
+// blocks of 128, and the share of blocks with residuals; rounding the weights makes one of 0.10:
 //
 //                                 without   with
-//   normal x                       0.0065   0.0065    none
-//   2 channels of 1000             0.2142   0.0065   6.2 %
-//   16 channels of 20              0.0315   0.0117    18 %
+//   no channel                     0.0065   0.0065    none
+//   2 channels by 1000             0.2142   0.0065   6.2 %
+//   16 channels by 20              0.0315   0.0117    18 %
 //   silu(a) * b, normal a and b    0.0130   0.0126   1.8 %
 //
-// It took no time that could be measured where there were none; with a tenth of the blocks, 1.02
-// of the time for one token and 1.1 for 64, or 1.2 where tokens had them in blocks of their own.
+// With none it took 1.00 to 1.02 of the time without; with a tenth of the blocks, 1.03 for one
+// token and 1.1 for many, or 1.2 where each token had them elsewhere.
 void w4a8_gemm(const float* x,           // [m, k]; beyond 1e28 sums may overflow
                const uint8_t* tiles,     // [ceil(n / 16), k / block, bytes of a tile]
                float* out,               // [m, n], apart from x and tiles
