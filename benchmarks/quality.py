@@ -37,12 +37,12 @@ from tinychat_ros.commands.common import FAILED, print_error
 from tinychat_ros.engine.config import EngineConfig
 from tinychat_ros.engine.engine import load_tokenizer
 from tinychat_ros.errors import ConfigError, TinychatError
+from tinychat_ros.kernels.rtn import WeightSpec
 from tinychat_ros.quantization.calibration import JSON_LINES, read_texts, token_samples
 from tinychat_ros.quantization.evaluate import perplexity, token_lists
 from tinychat_ros.quantization.job import Job, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.method import Method, METHODS
 from tinychat_ros.quantization.quantize import quantize_checkpoint
-from tinychat_ros.quantization.rtn import WeightSpec
 
 # In the order of the table; the first is what the others are compared to.
 WEIGHT_ONLY: dict[str, Method] = {
@@ -53,6 +53,8 @@ WEIGHT_ONLY: dict[str, Method] = {
     'awq': METHODS['awq'],
 }
 SMOOTHQUANT = 'smoothquant'
+# Bits of activations and LM head, for 4-bit AWQ; the others are compared to the first.
+VARIANTS = ((16, 16), (8, 16), (16, 8), (16, 4), (8, 4))
 _SAMPLE_LENGTH = 512
 
 
@@ -64,8 +66,8 @@ class Row:
     :param perplexities: one of each seed; a single one where no calibration decides anything.
     :param perplexity: their median.
     :param won_back: percent of what RTN loses against fp16 that is won back; median of the seeds.
-    :param difference: percent to fp16 for W8A8, to the same weights with activations of 16 bits
-        for W4A8; median of the seeds.
+    :param difference: percent to fp16 for W8A8, for a variant of W4 to the same weights with
+        activations and LM head of 16 bits; median of the seeds.
     """
 
     model: str
@@ -73,6 +75,7 @@ class Row:
     method: str
     bits: int
     activation_bits: int
+    head_bits: int
     perplexities: list[float]
     perplexity: float
     won_back: Optional[float] = None
@@ -109,35 +112,35 @@ class Subject:
     def rows(self) -> Iterator[Row]:
         """Measure the methods that were asked for, RTN always among them."""
         fp16 = self._perplexity(self.folder)
-        yield self._row('fp16', 16, 16, [fp16])
+        yield self._row('fp16', 16, 16, 16, [fp16])
         for bits in (4, 3):
             for name, method in WEIGHT_ONLY.items():
                 if name not in ('rtn', *self._args.only):
                     continue
-                with_int8 = (name, bits) == ('awq', 4)
-                found, found_int8 = self._measure(
-                    WeightOnly(method, WeightSpec(bits, self.group_size)), with_int8)
+                found, *others = self._measure(
+                    WeightOnly(method, WeightSpec(bits, self.group_size)),
+                    VARIANTS if (name, bits) == ('awq', 4) else VARIANTS[:1])
                 if name == 'rtn':
                     rtn = found[0]
-                yield self._row(name, bits, 16, found,
+                yield self._row(name, bits, 16, 16, found,
                                 won_back=median(won_back(value, rtn, fp16) for value in found))
-                if with_int8:
-                    yield self._row(name, bits, 8, found_int8,
-                                    difference=_difference(found_int8, found))
+                for variant, other in zip(VARIANTS[1:], others):
+                    yield self._row(name, bits, *variant, other,
+                                    difference=_difference(other, found))
         if SMOOTHQUANT in self._args.only:
-            found, _ = self._measure(SmoothQuant())
-            yield self._row(SMOOTHQUANT, 8, 8, found,
+            [found] = self._measure(SmoothQuant(), VARIANTS[:1])
+            yield self._row(SMOOTHQUANT, 8, 8, 16, found,
                             difference=_difference(found, [fp16] * len(found)))
 
-    def _row(self, method: str, bits: int, activation_bits: int, found: list[float],
-             **compared: float) -> Row:
-        return Row(self.folder.name, self.group_size, method, bits, activation_bits, found,
-                   median(found), **compared)
+    def _row(self, method: str, bits: int, activation_bits: int, head_bits: int,
+             found: list[float], **compared: float) -> Row:
+        return Row(self.folder.name, self.group_size, method, bits, activation_bits, head_bits,
+                   found, median(found), **compared)
 
     def _measure(self, scheme: Union[WeightOnly, SmoothQuant],
-                 with_int8: bool = False) -> tuple[list[float], list[float]]:
-        """Return the perplexities of each seed, and those with int8 activations."""
-        found, found_int8 = [], []
+                 variants: Sequence[tuple[int, int]]) -> list[list[float]]:
+        """Return for each variant the perplexities of each seed."""
+        found: list[list[float]] = [[] for _ in variants]
         job = Job(self.folder, Path('out'), scheme, device=self._device)
         for seed in self._args.seeds if job.calibrated else (0,):
             samples = token_samples(
@@ -146,15 +149,17 @@ class Subject:
             with TemporaryDirectory() as folder:
                 out = Path(folder) / 'out'
                 quantize_checkpoint(replace(job, out=out, samples=samples))
-                found.append(self._perplexity(out))
-                if with_int8:
-                    found_int8.append(self._perplexity(out, int8_activations=True))
-        return found, found_int8
+                for variant, values in zip(variants, found):
+                    values.append(self._perplexity(out, *variant))
+        return found
 
-    def _perplexity(self, folder: Path, int8_activations: bool = False) -> float:
+    def _perplexity(self, folder: Path, activation_bits: int = 16, head_bits: int = 16) -> float:
+        int8_activations = activation_bits == 8
         with CheckpointReader(folder) as reader:
             model, _ = load_model(reader, self._dtype, self._device, self._context,
                                   int8_activations)
+        if head_bits < 16:
+            model.quantize_head(f'int{head_bits}', int8_activations)
         return perplexity(model, self._evaluation, self._device).perplexity
 
 
@@ -168,8 +173,8 @@ def _print(row: Row) -> None:
     compared = '' if row.won_back is None else f'{row.won_back:.1f} %'
     if row.difference is not None:
         compared = f'{row.difference:+.2f} % to {"fp16" if row.bits == 8 else "W4A16"}'
-    print(f'{row.method:15} W{row.bits:<2} A{row.activation_bits:<2} {row.perplexity:9.4f}  '
-          f'{spread:19} {compared:>22}', flush=True)
+    print(f'{row.method:15} W{row.bits:<2} A{row.activation_bits:<2} H{row.head_bits:<2} '
+          f'{row.perplexity:9.4f}  {spread:19} {compared:>22}', flush=True)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -180,8 +185,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         for model in args.models:
             subject = Subject(model, args)
-            print(f'{subject.folder.name}, groups of {subject.group_size}: median perplexity, '
-                  'range over the seeds, share of the loss of rtn that is won back')
+            print(f'{subject.folder.name}, groups of {subject.group_size}: bits of weights, '
+                  'activations and LM head, median perplexity, range over the seeds, share of the '
+                  'loss of rtn that is won back')
             for row in subject.rows():
                 _print(row)
                 document['rows'].append(asdict(row))

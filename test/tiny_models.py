@@ -29,9 +29,9 @@ from torch import Tensor
 from tinychat_ros.checkpoint.loader import load_model
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.writer import save_checkpoint
+from tinychat_ros.kernels.rtn import quantize_rtn
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.llama import LlamaModel
-from tinychat_ros.quantization.rtn import quantize_rtn
 
 _DATA = Path(os.environ.get('TINYCHAT_TEST_DATA',
                             Path(__file__).resolve().parents[2] / 'shared' / 'data'))

@@ -49,11 +49,14 @@ def test_the_last_line_is_a_document_with_a_row_of_each_method(command, tmp_path
     *table, last = capsys.readouterr().out.splitlines()
     document = json.loads(last)
     assert json.loads(path.read_text()) == document and document['seeds'] == [0, 1, 2]
-    fp16, rtn4, awq4, w4a8, rtn3, awq3, w8a8 = rows = document['rows']
-    assert [(row['method'], row['bits'], row['activation_bits']) for row in rows] == [
-        ('fp16', 16, 16), ('rtn', 4, 16), ('awq', 4, 16), ('awq', 4, 8), ('rtn', 3, 16),
-        ('awq', 3, 16), ('smoothquant', 8, 8)]
-    assert [len(row['perplexities']) for row in rows] == [1, 1, 3, 3, 1, 3, 3]
+    fp16, rtn4, awq4, *variants, rtn3, awq3, w8a8 = rows = document['rows']
+    assert [(row['method'], row['bits'], row['activation_bits'], row['head_bits'])
+            for row in rows] == [
+        ('fp16', 16, 16, 16), ('rtn', 4, 16, 16), ('awq', 4, 16, 16), ('awq', 4, 8, 16),
+        ('awq', 4, 16, 8), ('awq', 4, 16, 4), ('awq', 4, 8, 4), ('rtn', 3, 16, 16),
+        ('awq', 3, 16, 16), ('smoothquant', 8, 8, 16)]
+    assert [len(row['perplexities']) for row in rows] == [1, 1, 3, 3, 3, 3, 3, 1, 3, 3]
+    assert len({row['perplexity'] for row in (awq4, *variants)}) == 5
     assert all(row['perplexity'] == median(row['perplexities']) for row in rows)
     base = fp16['perplexity']
     for rtn, awq in ((rtn4, awq4), (rtn3, awq3)):
@@ -61,9 +64,10 @@ def test_the_last_line_is_a_document_with_a_row_of_each_method(command, tmp_path
         assert rtn['won_back'] == 0
         assert awq['won_back'] == pytest.approx(100 * (1 - (awq['perplexity'] - base) / gap))
     assert w8a8['difference'] == pytest.approx(100 * (w8a8['perplexity'] / base - 1))
-    assert w4a8['difference'] == pytest.approx(median(
-        100 * (a / b - 1) for a, b in zip(w4a8['perplexities'], awq4['perplexities'])))
-    assert len(table) == 1 + len(rows) and table[3].split()[:3] == ['awq', 'W4', 'A16']
+    for variant in variants:
+        assert variant['difference'] == pytest.approx(median(
+            100 * (a / b - 1) for a, b in zip(variant['perplexities'], awq4['perplexities'])))
+    assert len(table) == 1 + len(rows) and table[3].split()[:4] == ['awq', 'W4', 'A16', 'H16']
 
 
 def test_a_holdout_that_leaves_nothing_to_calibrate_with_is_refused(command, capsys):

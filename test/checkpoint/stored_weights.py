@@ -29,7 +29,7 @@ from torch import Tensor
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.kernels.packing import QuantizedWeight, unpack_codes
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tinychat_ros.checkpoint.scales import padded_groups
 from tinychat_ros.checkpoint.writer import awq_gemm_tensors, w8a8_tensors
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
 from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight, unpack_codes
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 
 def _open(path, tensors):

@@ -28,7 +28,7 @@ from tinychat_ros.checkpoint.writer import awq_gemm_tensors, save_checkpoint
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import Int8Weight
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 _IDS = [i * 7 % 96 for i in range(30)]
 CPU = torch.device('cpu')

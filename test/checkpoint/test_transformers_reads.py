@@ -27,7 +27,7 @@ from tinychat_ros.checkpoint.quantization_config import awq_config, w8a8_config
 from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.engine.config import DEMO_MODEL
 from tinychat_ros.kernels.packing import Int8Weight
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 _IDS = [i * 7 % 96 for i in range(30)]
 _DOWN = 'model.layers.1.mlp.down_proj'

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from tinychat_ros.checkpoint import writer
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.writer import save_checkpoint
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 
 def _files(path):

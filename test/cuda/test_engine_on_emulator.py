@@ -108,6 +108,16 @@ def test_an_int8_head_tells_the_same_story(expected, emulated):
     assert greedy(engine, 24) == expected
 
 
+@pytest.mark.parametrize('chunk', [3, 256], ids=['gemv prefill', 'gemm prefill'])
+def test_an_int4_head_tells_the_story_of_the_cpu_with_one(request, chunk):
+    options = {'lm_head_dtype': 'int4', 'prefill_chunk': chunk}
+    expected = greedy(load('stories260K', dtype='float32', activations='fp16', **options), 24)
+    request.getfixturevalue('emulated')
+    engine = load('stories260K', dtype='float16', **options)
+    assert isinstance(engine._runner._model.lm_head.weight, CudaTiles)
+    assert greedy(engine, 24) == expected
+
+
 def test_a_sampled_answer_repeats_with_its_seed_and_only_with_it(emulated):
     engine = load('stories260K', dtype='float16')
     first, other, again = (greedy(engine, 12, temperature=1.0, top_k=40, seed=seed)

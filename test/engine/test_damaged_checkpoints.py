@@ -24,7 +24,7 @@ from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import Request
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import TinychatError
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 _FILES = ('config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json',
           'generation_config.json')

@@ -32,7 +32,7 @@ from tinychat_ros.kernels import extension
     ('prefill_chunk', 0, '1 or more'),
     ('kv_cache_dtype', 'int4', "one of auto, int8, got 'int4'"),
     ('activations', 'int4', "one of auto, fp16, int8, got 'int4'"),
-    ('lm_head_dtype', 'int4', "one of auto, int8, got 'int4'")])
+    ('lm_head_dtype', 'fp16', "one of auto, int8, int4, got 'fp16'")])
 def test_an_option_out_of_its_range_is_refused_by_name(name, value, expected):
     with pytest.raises(ConfigError, match=f'{name}: expected {expected}'):
         EngineConfig(**{name: value})

@@ -60,9 +60,10 @@ def test_its_tokens_are_those_of_the_ops_one_by_one(tmp_path, group, int8, kv_dt
     assert tokens_of(GraphRunner, model, kv_dtype) == tokens_of(ModelRunner, model, kv_dtype)
 
 
-def test_a_head_of_int8_is_recorded_too(tmp_path):
+@pytest.mark.parametrize('dtype, int8', [('int8', False), ('int4', False), ('int4', True)])
+def test_a_rounded_head_is_recorded_too(tmp_path, dtype, int8):
     model = model_of(tmp_path, 0)
-    model.quantize_head()
+    model.quantize_head(dtype, int8)
     assert tokens_of(GraphRunner, model) == tokens_of(ModelRunner, model)
 
 

@@ -18,10 +18,11 @@ import torch
 
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension
-from tinychat_ros.kernels.linear import can_concatenate, concatenate, prepare, why_reference
+from tinychat_ros.kernels.linear import (
+    can_concatenate, concatenate, int4_groups, prepare, why_reference)
 from tinychat_ros.kernels.packing import (
     CpuTiles, Int8Weight, INT8_MAX_K, pack_codes, QuantizedWeight)
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 
 def _random(*shape: int) -> torch.Tensor:
@@ -78,6 +79,19 @@ def test_weights_of_different_kinds_are_not_joined(weights, kinds):
     assert not can_concatenate(weights)
     with pytest.raises(KernelError, match=f'expected weights of one kind, got {kinds}'):
         concatenate(weights)
+
+
+@pytest.mark.parametrize('k, group', [(256, 128), (192, 64), (96, 32)])
+def test_int4_takes_the_largest_group_that_fits_and_rounds_as_the_quantizer_does(k, group):
+    weight = _random(4099, k)
+    rounded, expected = int4_groups(weight), quantize_rtn(weight, group)
+    assert (rounded.group_size, rounded.bits) == (group, 4)
+    assert torch.equal(rounded.dequantize(), expected.dequantize())
+
+
+def test_int4_refuses_a_weight_that_no_group_fits():
+    with pytest.raises(KernelError, match='K to be a multiple of 32, got 80'):
+        int4_groups(_random(8, 80))
 
 
 def test_a_plain_weight_is_left_as_it_is():

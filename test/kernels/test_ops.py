@@ -20,7 +20,7 @@ from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension, ops, reference
 from tinychat_ros.kernels.linear import Linear, prepare
 from tinychat_ros.kernels.packing import CpuTiles, Int8Weight, QuantizedWeight
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 4, 2, 8
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import Int8Weight
-from tinychat_ros.quantization.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -186,13 +186,23 @@ def test_an_int8_linear_is_near_a_plain_one(dtype):
 
 @pytest.mark.parametrize('dtype', [torch.float32, *_HALF])
 def test_rounded_activations_have_a_scale_for_each_token_and_group(dtype):
-    x = torch.tensor([[127.0, -3.4, 0.0, 0.0, 1270.0, 14.0],
-                      [0.5, 12.7, 25.4, -0.11, -254.0, 0.9]]).to(dtype)
+    x = torch.tensor([[127.0, -23.4, 0.0, 0.0, 1270.0, 144.0],
+                      [2.04, 12.7, 25.4, -5.11, -254.0, 51.3]]).to(dtype)
     out = reference.fake_quantize_activations(x, 2)
-    expected = torch.tensor([[127.0, -3.0, 0.0, 0.0, 1270.0, 10.0],
-                             [0.5, 12.7, 25.4, -0.2, -254.0, 0.0]])
+    expected = torch.tensor([[127.0, -23.0, 0.0, 0.0, 1270.0, 140.0],
+                             [2.0, 12.7, 25.4, -5.2, -254.0, 52.0]])
     assert out.dtype == dtype
     torch.testing.assert_close(out, expected.to(dtype))
+
+
+def test_what_rounding_leaves_of_a_group_with_an_outlier_is_rounded_again():
+    """The others of the first take 19 steps together, those of the second 24, which is 6 * 4."""
+    x = torch.tensor([[127.0, 8.4, -6.3, 5.1], [127.0, 8.4, -8.3, 8.1]])
+    out = reference.fake_quantize_activations(x, 4)
+    step = 0.4 / 127
+    expected = torch.tensor([[127.0, 8 + 127 * step, -6 - 95 * step, 5 + 32 * step],
+                             [127.0, 8.0, -8.0, 8.0]])
+    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize('weight_group, group', [(32, 32), (64, 64), (256, 128)])

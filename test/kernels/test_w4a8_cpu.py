@@ -55,6 +55,14 @@ def random_x(m, k):
     return torch.randn(m, k, generator=seeded(m, k))
 
 
+def with_outliers(x, block):
+    """Give a third of the blocks a value that leaves the others of them few steps."""
+    groups = x.clone().view(len(x), -1, block)
+    has_outlier = torch.rand(groups.shape[:2], generator=seeded(block)) < 1 / 3
+    groups[..., 5] = torch.where(has_outlier, 300.0, groups[..., 5])
+    return groups.view(x.shape)
+
+
 def gemm(x, tiles, isa='auto', num_threads=0):
     out = torch.full((x.shape[0], tiles.n), -7.0)
     kernels.w4a8_gemm(x.data_ptr(), tiles.data.data_ptr(), out.data_ptr(), x.shape[0], tiles.n,
@@ -82,10 +90,35 @@ def test_every_shape_matches_the_oracle_and_m_does_not_change_a_bit(n, k, group,
         assert torch.equal(gemm(x[:m], tiles, isa), out[:m]), f'{m} tokens'
 
 
+@every_isa
+@pytest.mark.parametrize(('n', 'k', 'group'), PROBLEMS)
+def test_blocks_with_outliers_match_the_oracle_and_m_does_not_change_a_bit(n, k, group, isa):
+    weight, tiles = random_weight(n, k, group), pack_cpu_tiles(random_weight(n, k, group))
+    x = with_outliers(random_x(max(TOKENS), k), tiles.block)
+    x[3:9, 5::tiles.block] = -300
+    out = gemm(x, tiles, isa)
+    assert_matches_oracle(out, x, weight, tiles.block)
+    for m in TOKENS:
+        assert torch.equal(gemm(x[:m], tiles, isa), out[:m]), f'{m} tokens'
+
+
+@every_isa
+def test_the_other_values_of_a_block_with_an_outlier_keep_their_accuracy(isa):
+    weight, x = random_weight(24, 1280, 128), random_x(5, 1280)
+    outliers = x.clone()
+    outliers[:, 7::128] = 1000
+    columns = weight.dequantize(torch.float64)
+    alone = reference.linear(x.double(), columns)
+    beside = reference.linear(outliers.double(), columns)
+    error = gemm(outliers, pack_cpu_tiles(weight), isa).double() - beside
+    assert error.norm() < 0.01 * alone.norm()
+
+
 @pytest.mark.parametrize('group', [32, 64, 128])
 @pytest.mark.parametrize('m', [1, 33])
 def test_every_instruction_set_of_fused_additions_gives_the_same_bits(m, group):
-    tiles, x = pack_cpu_tiles(random_weight(40, 1280, group)), random_x(m, 1280)
+    tiles = pack_cpu_tiles(random_weight(40, 1280, group))
+    x = with_outliers(random_x(m, 1280), group)
     fused = [isa for isa in kernels.cpu_isas() if isa != 'generic']
     for isa in fused:
         assert torch.equal(gemm(x, tiles, isa), gemm(x, tiles, fused[0])), isa
@@ -126,7 +159,7 @@ def test_subnormal_and_large_scales_match_the_oracle(scale, isa):
 
 @every_isa
 def test_a_tie_is_rounded_to_even(isa):
-    x = torch.zeros(1, 32)
+    x = torch.full((1, 32), 50.0)
     x[0, :8] = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5])
     identity = QuantizedWeight(pack_codes(torch.eye(32, dtype=torch.uint8), 4),
                                torch.ones(32, 1).half(), torch.zeros(32, 1, dtype=torch.uint8), 32)

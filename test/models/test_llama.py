@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tinychat_ros.errors import CheckpointError, KernelError
-from tinychat_ros.kernels.packing import Int8Weight
+from tinychat_ros.kernels import extension
 from tinychat_ros.models.kv_cache import kv_bytes_per_position, KVCache
 
 _LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0,
@@ -199,11 +199,34 @@ def test_the_cache_takes_the_bytes_that_are_announced(tmp_path):
 
 
 @pytest.mark.parametrize('tied', [False, True])
-def test_an_int8_head_gives_nearly_the_same_logits(tmp_path, tied):
+@pytest.mark.parametrize('dtype, tolerance', [('int8', 0.02), ('int4', 0.15)])
+def test_a_rounded_head_gives_nearly_the_same_logits(tmp_path, dtype, tolerance, tied):
     _write(tmp_path, {'tie_word_embeddings': tied})
     model, ids = load_llama(tmp_path), torch.arange(9)
-    before = run_llama(model, ids.tolist())
-    model.quantize_head()
+    before, embedding = run_llama(model, ids.tolist()), model.embedding.clone()
+    model.quantize_head(dtype)
     after = run_llama(model, ids.tolist())
-    assert isinstance(model.lm_head.weight, Int8Weight) and not torch.equal(before, after)
-    assert (after - before).abs().max() < 0.02 * before.abs().max()
+    assert not isinstance(model.lm_head.weight, torch.Tensor) and not torch.equal(before, after)
+    assert (after - before).abs().max() < tolerance * before.abs().max()
+    assert torch.equal(model.embedding, embedding)
+
+
+@pytest.mark.parametrize('int8, group', [(False, 0), (True, 64), (None, 64)])
+def test_the_input_of_an_int4_head_is_rounded_as_that_of_other_linears(tmp_path, int8, group):
+    if extension.load() is None:
+        pytest.skip(extension.why_absent())
+    _write(tmp_path, {})
+    model = load_llama(tmp_path)
+    model.quantize_head('int4', int8)
+    assert model.lm_head.activation_group == group
+
+
+@pytest.mark.parametrize('changes, reason', [
+    ({'hidden_size': 40}, 'expected K to be a multiple of 32, got 40'),
+    ({}, 'expected groups whose scale fp16 holds')])
+def test_a_head_that_int4_cannot_hold_is_refused(tmp_path, changes, reason):
+    _write(tmp_path, changes)
+    model = load_llama(tmp_path)
+    model.lm_head.weight[3, 5] = 1e7
+    with pytest.raises(CheckpointError, match=f'lm_head: .*{reason}'):
+        model.quantize_head('int4')

@@ -18,8 +18,8 @@ import math
 import pytest
 import torch
 
+from tinychat_ros.kernels.rtn import fit_grid, nearest_codes, values, WeightSpec
 from tinychat_ros.quantization.awq import best_scale, candidates, fit_clipped_grid, Scale
-from tinychat_ros.quantization.rtn import fit_grid, nearest_codes, values, WeightSpec
 
 SPEC = WeightSpec(4, 32)
 

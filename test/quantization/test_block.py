@@ -23,10 +23,10 @@ from torch import Tensor
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.ops import Norm
 from tinychat_ros.kernels.packing import QuantizedWeight
+from tinychat_ros.kernels.rtn import rounded, WeightSpec
 from tinychat_ros.quantization.block import BlockQuantizer, fold_into_norm
 from tinychat_ros.quantization.method import Method, METHODS
 from tinychat_ros.quantization.recipes import LLAMA, Scratch
-from tinychat_ros.quantization.rtn import rounded, WeightSpec
 
 SPEC = WeightSpec(4, 32)
 HEADS = [(4, 4), (4, 2), (4, 1), (8, 2)]

@@ -16,8 +16,8 @@
 import pytest
 import torch
 
+from tinychat_ros.kernels.rtn import fit_grid, nearest_codes, values, WeightSpec
 from tinychat_ros.quantization.gptq import codes_with_feedback, DAMPING
-from tinychat_ros.quantization.rtn import fit_grid, nearest_codes, values, WeightSpec
 
 
 def _random(*shape, seed=0):

@@ -31,11 +31,11 @@ from tinychat_ros.checkpoint.summary import summarize_layers
 from tinychat_ros.engine.engine import Engine
 from tinychat_ros.engine.request import Request
 from tinychat_ros.errors import CheckpointError, ConfigError, UnsupportedModelError
+from tinychat_ros.kernels.rtn import quantize_rtn, WeightSpec
 from tinychat_ros.quantization import work_folder
 from tinychat_ros.quantization.job import Job, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.method import METHODS
 from tinychat_ros.quantization.quantize import quantize_checkpoint
-from tinychat_ros.quantization.rtn import quantize_rtn, WeightSpec
 
 _SAMPLES = [torch.arange(start, start + 16) * 7 % 96 for start in range(4)]
 _IDS = [i * 5 % 96 for i in range(12)]

@@ -18,10 +18,10 @@ from tiny_models import llama_config, llama_tensors, write_model
 import torch
 
 from tinychat_ros.errors import CheckpointError
+from tinychat_ros.kernels.rtn import WeightSpec
 from tinychat_ros.quantization.job import Job, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.method import METHODS
 from tinychat_ros.quantization.quantize import quantize_checkpoint
-from tinychat_ros.quantization.rtn import WeightSpec
 
 
 @pytest.mark.parametrize('scheme', [*(WeightOnly(METHODS[name], WeightSpec(4, 32))

@@ -24,8 +24,8 @@ import torch
 
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import CheckpointError, ConfigError
+from tinychat_ros.kernels.rtn import quantize_rtn
 from tinychat_ros.quantization.report import LayerResult
-from tinychat_ros.quantization.rtn import quantize_rtn
 from tinychat_ros.quantization.work_folder import partial_path, WorkFolder
 
 _SETTINGS = {'scheme': 'WeightOnly', 'bits': 4, 'alpha': 0.55}

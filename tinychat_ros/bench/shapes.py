@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import ConfigError
-from tinychat_ros.kernels.linear import Linear, prepare, rounding_is_faster
+from tinychat_ros.kernels.linear import activation_group, Linear, prepare
 from tinychat_ros.kernels.packing import (
-    QuantizedWeight, record_bytes, RECORD_COLUMNS, RECORD_ROWS, tile_columns, TileOrder)
+    QuantizedWeight, record_bytes, RECORD_COLUMNS, RECORD_ROWS, TileOrder)
 from tinychat_ros.models.config import ModelConfig
 
 _LLAMA: Mapping[str, Any] = {'model_type': 'llama', 'max_position_embeddings': 4096,
@@ -89,8 +89,7 @@ class RandomWeights:
         self._dtype = dtype
         self._matrix_dtype = matrix_dtype or dtype
         self._group_size = group_size
-        self._int8_activations = (int8_activations if int8_activations is not None
-                                  else rounding_is_faster(device))
+        self._int8_activations = int8_activations
 
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return ones for a norm, else values that keep the deviation of what they multiply."""
@@ -106,9 +105,8 @@ class RandomWeights:
         if names == ['lm_head']:
             return (Linear(self.tensor('lm_head', [n, in_features])),)
         weight = self._quantized(n, in_features)
-        if self._int8_activations:
-            return (prepare(weight, None, None, tile_columns(self._group_size), self._dtype),)
-        return (prepare(weight, None, order, dtype=self._dtype),)
+        group = activation_group(weight, self._int8_activations, self._dtype)
+        return (prepare(weight, None, order, group, self._dtype),)
 
     def _quantized(self, n: int, k: int) -> QuantizedWeight:
         groups = k // self._group_size

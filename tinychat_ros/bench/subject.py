@@ -82,8 +82,8 @@ def of_checkpoint(config: EngineConfig, max_seq_len: int) -> Subject:
 def _with_runner(model: LlamaModel, config: EngineConfig, max_seq_len: int,
                  begin: float) -> Subject:
     device, kv_dtype = config.torch_device(), config.torch_kv_dtype()
-    if config.lm_head_dtype == 'int8':
-        model.quantize_head()
+    if config.lm_head_dtype != 'auto':
+        model.quantize_head(config.lm_head_dtype, ACTIVATIONS[config.activations])
     cache = KVCache(model.config, 1, max_seq_len, kv_dtype, device)
     runner = make_runner(model, cache, device, prefill_chunk=max_seq_len)
     cuda.synchronize(device)

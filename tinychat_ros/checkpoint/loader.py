@@ -30,10 +30,8 @@ from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels import cpu
 from tinychat_ros.kernels.linear import (
-    can_concatenate, concatenate, Linear, prepare, rounding_is_faster, StoredWeight,
-    why_reference)
-from tinychat_ros.kernels.packing import (
-    QuantizedWeight, tensors_of, tile_columns, TileOrder)
+    activation_group, can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
+from tinychat_ros.kernels.packing import tensors_of, TileOrder
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
@@ -106,15 +104,8 @@ class WeightLoader:
         reason = why_reference(weight, self._dtype)
         if reason is not None:
             self.on_reference.setdefault(reason, []).append(name)
-        if not isinstance(weight, QuantizedWeight) or not self._rounds_input_of(weight, reason):
-            return prepare(weight, bias, order, dtype=self._dtype)
-        # Kernels that do more with the product leave no place to round its input.
-        return prepare(weight, bias, None, tile_columns(weight.group_size), self._dtype)
-
-    def _rounds_input_of(self, weight: QuantizedWeight, refusal: Optional[str]) -> bool:
-        if self._int8_activations is not None:
-            return self._int8_activations
-        return rounding_is_faster(self._device) and weight.bits == 4 and refusal is None
+        group = activation_group(weight, self._int8_activations, self._dtype)
+        return prepare(weight, bias, order, group, self._dtype)
 
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
@@ -123,10 +114,8 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
     """
     Build the model of an open checkpoint.
 
-    :param int8_activations: round the input of every linear of 4 bits or less to int8, one scale
-        for each token and tile of the CPU kernels: a weight's group, at most 128 along K. Linears
-        of int8 round theirs by themselves; the inputs of plain ones stay as they are. None rounds
-        where that is faster: at the CPU kernels of 4-bit weights.
+    :param int8_activations: see :func:`activation_group`. Linears of int8 round their inputs by
+        themselves; the inputs of plain ones stay as they are.
     :returns: the model, and the name of the format that most of its linears have.
     :raises ConfigError: int8 activations are asked for, and no linear is of 4 bits or less.
     """

@@ -31,12 +31,12 @@ from tinychat_ros.commands.common import device_options, FAILED, output_options
 from tinychat_ros.engine.config import EngineConfig
 from tinychat_ros.engine.engine import load_tokenizer
 from tinychat_ros.errors import ConfigError, TinychatError
+from tinychat_ros.kernels.rtn import BITS, WeightSpec
 from tinychat_ros.quantization.calibration import read_texts, token_samples
 from tinychat_ros.quantization.job import Job, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.method import INPUTS, METHODS
 from tinychat_ros.quantization.quantize import Outcome, quantize_checkpoint
 from tinychat_ros.quantization.report import require_matplotlib, write_report
-from tinychat_ros.quantization.rtn import BITS, WeightSpec
 from tinychat_ros.quantization.work_folder import partial_path
 
 _SMOOTHQUANT = 'smoothquant'

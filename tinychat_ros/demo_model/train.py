@@ -36,10 +36,10 @@ from tinychat_ros.demo_model.tokenizer import (
     ASSISTANT, assistant_mask, END_OF_TEXT, MESSAGE_END, rendered, save_tokenizer, train_tokenizer)
 from tinychat_ros.demo_model.training import batches, Example, new_model, Recipe, train
 from tinychat_ros.engine.engine import Engine
+from tinychat_ros.kernels.rtn import WeightSpec
 from tinychat_ros.quantization.job import Job, WeightOnly
 from tinychat_ros.quantization.method import METHODS
 from tinychat_ros.quantization.quantize import quantize_checkpoint
-from tinychat_ros.quantization.rtn import WeightSpec
 from tokenizers import Tokenizer
 import torch
 from transformers import LlamaForCausalLM

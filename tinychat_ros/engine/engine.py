@@ -81,8 +81,8 @@ class Engine:
                 reader.generation_config())
             model, weight_format = load_model(
                 reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations])
-            if config.lm_head_dtype == 'int8':
-                model.quantize_head()
+            if config.lm_head_dtype != 'auto':
+                model.quantize_head(config.lm_head_dtype, ACTIVATIONS[config.activations])
             self.info = ModelInfo(
                 name=config.model_path.resolve().name, path=str(config.model_path),
                 architecture=shape.model_type, format=weight_format,

@@ -25,7 +25,8 @@ from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import cuda, extension, reference
 from tinychat_ros.kernels.packing import (
     cpu_tiles_refusal, CpuTiles, cuda_tiles_refusal, CudaTiles, int8_refusal, Int8Weight,
-    NATURAL, natural_order, pack_cpu_tiles, QuantizedWeight, tensors_of, TileOrder)
+    NATURAL, natural_order, pack_cpu_tiles, QuantizedWeight, tensors_of, tile_columns, TileOrder)
+from tinychat_ros.kernels.rtn import quantize_rtn
 
 StoredWeight = Union[Tensor, QuantizedWeight, Int8Weight]
 # fp32 copies of so many do not show beside a model.
@@ -50,9 +51,23 @@ class Linear:
     activation_group: int = 0
 
 
-def rounding_is_faster(device: torch.device) -> bool:
-    """Say whether linears of 4 bits are faster with int8 activations: on the CPU they are."""
-    return device.type == 'cpu' and extension.cuda(device) is None and extension.load() is not None
+def activation_group(weight: StoredWeight, int8_activations: Optional[bool],
+                     dtype: torch.dtype = torch.float16) -> int:
+    """
+    Return the ``activation_group`` of a linear with this weight.
+
+    :param int8_activations: round the input of a weight of 4 bits or less, by the tiles of the CPU
+        kernels: a group, at most 128 along K. None rounds where that is faster: at the CPU kernels
+        of 4-bit weights.
+    :param dtype: of the activations.
+    """
+    if not isinstance(weight, QuantizedWeight):
+        return 0
+    if int8_activations is None:
+        device = weight.qweight.device
+        int8_activations = (device.type == 'cpu' and extension.cuda(device) is None
+                            and weight.bits == 4 and why_reference(weight, dtype) is None)
+    return tile_columns(weight.group_size) if int8_activations else 0
 
 
 def int8_rows(weight: Tensor) -> Int8Weight:
@@ -60,6 +75,20 @@ def int8_rows(weight: Tensor) -> Int8Weight:
     parts = [reference.quantize_per_token(rows) for rows in weight.split(_ROWS_AT_ONCE)]
     qweight, scales = zip(*parts)
     return Int8Weight(torch.cat(qweight), torch.cat(scales))
+
+
+def int4_groups(weight: Tensor) -> QuantizedWeight:
+    """
+    Round a plain weight [N, K] to 4 bits in groups of 128, of 64 or 32 where K demands it.
+
+    :raises KernelError: K is not a multiple of 32.
+    :raises ValueError: see :func:`quantize_rtn`.
+    """
+    k = weight.shape[1]
+    if k % 32:
+        raise KernelError(f'int4_groups: expected K to be a multiple of 32, got {k}')
+    return concatenate([quantize_rtn(rows, tile_columns(k))
+                        for rows in weight.split(_ROWS_AT_ONCE)])
 
 
 def concatenate(weights: Sequence[StoredWeight]) -> StoredWeight:
@@ -106,14 +135,16 @@ def prepare(weight: StoredWeight, bias: Optional[Tensor] = None,
     """
     Bring a weight into the layout of the kernel that will read it.
 
-    :param order: of the rows, for CUDA kernels that do more with the product; None is as they are.
+    :param order: of the rows, for CUDA kernels that do more with the product, which leave no place
+        to round its input; None is as they are.
     :param dtype: of the activations.
     """
     if not isinstance(weight, QuantizedWeight) or why_reference(weight, dtype) is not None:
         return Linear(weight, bias, activation_group)
     if extension.cuda(weight.qweight.device) is None:
         return Linear(pack_cpu_tiles(weight), bias, activation_group)
-    order = order or natural_order(weight.shape[0])
+    if order is None or activation_group:
+        order = natural_order(weight.shape[0])
     if bias is not None and order.name != NATURAL:
         bias = bias[order.rows.long().to(bias.device)]
     return Linear(cuda.pack_tiles(weight, order), bias, activation_group)

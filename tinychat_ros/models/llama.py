@@ -21,8 +21,10 @@ from typing import Callable, Iterator, Optional, Sequence
 import torch
 from torch import Tensor
 
+from tinychat_ros.errors import CheckpointError, KernelError
 from tinychat_ros.kernels import ops
-from tinychat_ros.kernels.linear import int8_rows, Linear, RuntimeWeight
+from tinychat_ros.kernels.linear import (
+    activation_group, int4_groups, int8_rows, Linear, prepare, RuntimeWeight)
 from tinychat_ros.kernels.operands import Candidates
 from tinychat_ros.kernels.packing import CudaTiles, gate_up_order, Int8Weight, rotary_order
 from tinychat_ros.models.config import ModelConfig
@@ -151,11 +153,24 @@ class LlamaModel:
         """Return what may come after the token of x [1, H], for the sampler on the device."""
         return ops.candidates(x, self._norm, self.lm_head)
 
-    def quantize_head(self) -> None:
-        """Round a plain LM head to int8, a scale for each token of the vocabulary."""
-        if isinstance(self.lm_head.weight, Tensor):
-            self.lm_head = Linear(int8_rows(self.lm_head.weight), self.lm_head.bias)
-            self._chain_prefetches()
+    def quantize_head(self, dtype: str, int8_activations: Optional[bool] = False) -> None:
+        """
+        Round a plain LM head.
+
+        :param dtype: 'int8', with a scale for each token of the vocabulary, or 'int4', in groups.
+        :param int8_activations: see :func:`activation_group`.
+        :raises CheckpointError: it cannot be rounded to int4.
+        """
+        weight, bias = self.lm_head.weight, self.lm_head.bias
+        if not isinstance(weight, Tensor):
+            return
+        try:
+            rounded = int8_rows(weight) if dtype == 'int8' else int4_groups(weight)
+        except (KernelError, ValueError) as error:
+            raise CheckpointError(f'lm_head: {error}') from error
+        group = activation_group(rounded, int8_activations, self.dtype)
+        self.lm_head = prepare(rounded, bias, activation_group=group, dtype=self.dtype)
+        self._chain_prefetches()
 
     def _chain_prefetches(self) -> None:
         chain_prefetches([*(linear for block in self.blocks for linear in block.linears()),

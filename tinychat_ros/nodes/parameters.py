@@ -71,8 +71,8 @@ SPECS = (
          "'auto': int8 where that is faster, on the CPU.", at_load=True),
     Spec('kv_cache_dtype', 'auto', "Of keys and values: 'auto' is 16 bits, or float32 where dtype "
          "asks for it; 'int8' takes half.", at_load=True),
-    Spec('lm_head_dtype', 'auto', "'auto' leaves the LM head as it is stored, 'int8' rounds it.",
-         at_load=True),
+    Spec('lm_head_dtype', 'auto', "'auto' leaves the LM head as it is stored, 'int8' or 'int4' "
+         'rounds it.', at_load=True),
     Spec('memory_budget_mb', 0, 'Weights and KV cache may take this [MiB]; 0 is 90 % of what is '
          'free.', at_load=True, span=(0, _INT_MAX)),
     Spec('num_threads', 0, 'CPU threads; 0 is every core, or one for a small model.', at_load=True,

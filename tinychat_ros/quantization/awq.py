@@ -26,7 +26,7 @@ from typing import Callable, Iterator, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from tinychat_ros.quantization.rtn import fit_grid, Grid, nearest_codes, values, WeightSpec
+from tinychat_ros.kernels.rtn import fit_grid, Grid, nearest_codes, values, WeightSpec
 
 ALPHAS = 20
 CLIPS = tuple(1 - step / 20 for step in range(10))

@@ -25,14 +25,14 @@ from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.linear import Linear, StoredWeight
 from tinychat_ros.kernels.ops import Norm
 from tinychat_ros.kernels.packing import QuantizedWeight, tensors_of
+from tinychat_ros.kernels.rtn import (
+    fit_grid, nearest_codes, packed, rounded, WeightSpec)
 from tinychat_ros.models.llama import LlamaBlock
 from tinychat_ros.quantization.awq import best_scale, candidates, fit_clipped_grid, Scale
 from tinychat_ros.quantization.gptq import codes_with_feedback
 from tinychat_ros.quantization.method import Method
 from tinychat_ros.quantization.recipes import Part, Scratch
 from tinychat_ros.quantization.report import LayerResult
-from tinychat_ros.quantization.rtn import (
-    fit_grid, nearest_codes, packed, rounded, WeightSpec)
 from tinychat_ros.quantization.statistics import gather, Statistics
 
 # For each sequence the block's input x [T, H] as it will be, and as it is in the original model.

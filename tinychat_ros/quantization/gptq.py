@@ -21,7 +21,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from tinychat_ros.quantization.rtn import fit_grid, Grid, nearest_codes, values, WeightSpec
+from tinychat_ros.kernels.rtn import fit_grid, Grid, nearest_codes, values, WeightSpec
 
 # Of the mean of the diagonal; the value of the paper.
 DAMPING = 0.01

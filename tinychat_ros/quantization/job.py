@@ -29,10 +29,10 @@ from torch import Tensor
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import ConfigError, UnsupportedModelError
+from tinychat_ros.kernels.rtn import WeightSpec
 from tinychat_ros.quantization.block import why_left
 from tinychat_ros.quantization.method import Method
 from tinychat_ros.quantization.recipes import recipe
-from tinychat_ros.quantization.rtn import WeightSpec
 from tinychat_ros.quantization.source import BLOCKS, load_block, other_tensors
 from tinychat_ros.quantization.work_folder import partial_path
 

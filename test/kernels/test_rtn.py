@@ -22,10 +22,10 @@ from tinychat_ros.engine.request import FinishReason, Request
 from tinychat_ros.engine.tokenizer import Tokenizer
 from tinychat_ros.errors import ConfigError
 from tinychat_ros.kernels.packing import unpack_codes
+from tinychat_ros.kernels.rtn import (
+    fit_grid, nearest_codes, packed, quantize_rtn, rounded, values, WeightSpec)
 from tinychat_ros.quantization.calibration import read_texts
 from tinychat_ros.quantization.evaluate import perplexity, token_lists
-from tinychat_ros.quantization.rtn import (
-    fit_grid, nearest_codes, packed, quantize_rtn, rounded, values, WeightSpec)
 
 SPECS = [WeightSpec(bits, group, symmetric)
          for bits in (4, 3) for group in (32, -1) for symmetric in (False, True)]
