@@ -47,7 +47,7 @@ def table(document: Mapping[str, Any]) -> list[str]:
     for key, columns in _COLUMNS.items():
         cells = [[title for title, _, _ in columns]]
         cells += [[_cell(row[name], form) for _, name, form in columns] for row in document[key]]
-        lines += ['', *_aligned(cells)]
+        lines += ['', *aligned(cells)]
     return lines
 
 
@@ -75,7 +75,8 @@ def _cell(value: Any, form: str) -> str:
     return '-' if value is None else format(value, form)
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines, the first column to the left and others to the right."""
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ['  '.join([row[0].ljust(widths[0]),
                        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
