@@ -87,9 +87,10 @@ def _run_models(args: argparse.Namespace, document: dict[str, Any]) -> None:
         _print(*whole_models.tables(document['models']), *lines(rounds))
         if args.competitor:
             fastest = whole_models.best(found[whole_models.DECODE])
-            document['competitor'] = whole_models.beside_competitor(
+            document['competitor'], rounds = whole_models.beside_competitor(
                 fastest, args.threads, args.rounds)
-            _print(*whole_models.competitor_table(document['competitor']))
+            document['competitor_rounds'] = [asdict(each) for each in rounds]
+            _print(*whole_models.competitor_table(document['competitor']), *lines(rounds))
 
 
 def _llamas(args: argparse.Namespace, folder: Path) -> list[Contender]:

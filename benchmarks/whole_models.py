@@ -162,25 +162,29 @@ def tables(summary: Mapping[str, Any]) -> list[str]:
     return [*aligned(speeds), '', *(aligned(against) if against[1:] else [])]
 
 
-def beside_competitor(contenders: Sequence[Contender], threads: int,
-                      rounds: int) -> dict[str, Any]:
+def beside_competitor(contenders: Sequence[Contender], threads: int, rounds: int
+                      ) -> tuple[dict[str, Any], list[Conditions]]:
     """
     Decode alone and beside a process that keeps a core busy.
 
     :param contenders: one of each peer.
-    :returns: by the circumstances, medians in tokens per second and our ratios.
+    :returns: by the circumstances, medians in tokens per second and our ratios; and what the
+        rounds were like.
     """
     circumstances = {'quiet, 1 thread': (1, nullcontext),
                      f'quiet, {threads} threads': (threads, nullcontext),
                      f'competitor, {threads} threads': (threads, competitor)}
     found = {name: {c.peer: [] for c in contenders} for name in circumstances}
+    conditions: list[Conditions] = []
     for _ in range(rounds):
-        for name, (count, company) in circumstances.items():
-            with company():
-                for contender in contenders:
-                    found[name][contender.peer].append(contender.speeds([DECODE], count)[DECODE])
+        torch.set_num_threads(threads)
+        with watched(conditions):
+            for name, (count, company) in circumstances.items():
+                with company():
+                    for each in contenders:
+                        found[name][each.peer].append(each.speeds([DECODE], count)[DECODE])
     return {name: {'tokens_per_second': medians(each), 'ratios': ratios(each)}
-            for name, each in found.items()}
+            for name, each in found.items()}, conditions
 
 
 def competitor_table(summary: Mapping[str, Any]) -> list[str]:

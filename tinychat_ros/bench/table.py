@@ -76,7 +76,7 @@ def _cell(value: Any, form: str) -> str:
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table as lines, the first column to the left and others to the right."""
+    """Return rows as lines of one width, with the first column to the left."""
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ['  '.join([row[0].ljust(widths[0]),
                        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
