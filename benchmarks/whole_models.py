@@ -35,7 +35,7 @@ from tinychat_ros.engine.graph_runner import GraphRunner, make_runner
 from tinychat_ros.engine.model_runner import ModelRunner
 from tinychat_ros.engine.sampler import SamplingParams
 
-GROUP_SIZE = 128
+_GROUP_SIZE = 128
 DECODE = Phase(0, 64)
 PHASES = (DECODE, Phase(128, 0), Phase(512, 0))
 
@@ -78,7 +78,7 @@ def ours(shape: str, threads: int) -> Contender:
     """
     config = EngineConfig(device='cpu', lm_head_dtype='int8', num_threads=threads)
     room = max(phase.prompt + phase.generated for phase in PHASES) + 1
-    return Contender(OURS, '', partial(_our_speeds, of_shape(shape, GROUP_SIZE, config, room)))
+    return Contender(OURS, '', partial(_our_speeds, of_shape(shape, _GROUP_SIZE, config, room)))
 
 
 def _our_speeds(subject: Subject, phases: Sequence[Phase], threads: int) -> dict[Phase, float]:
