@@ -24,17 +24,19 @@ import argparse
 from dataclasses import asdict, dataclass
 import json
 from math import ceil
-from statistics import median
-import subprocess
 import sys
 from typing import Callable, Mapping, Optional, Sequence
 
+from benchmarks.comparison import (
+    matrices, Matrix, medians, OURS, Ratio, ratio_cell, ratio_titles, ratios)
+from benchmarks.llama_bench import Phase, speeds
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
 from tinychat_ros.bench.ladder import GRAPH, product, random_past
 from tinychat_ros.bench.shapes import RandomWeights, shape_config, SHAPES
+from tinychat_ros.bench.table import aligned
 from tinychat_ros.bench.timing import timed
 from tinychat_ros.commands.common import FAILED, print_error
 from tinychat_ros.engine.config import EngineConfig
@@ -43,30 +45,17 @@ from tinychat_ros.kernels import cuda, extension
 from tinychat_ros.kernels.operands import Norm
 from tinychat_ros.models.config import ModelConfig
 
-OURS, INT4PACK, FP16 = 'ours', 'int4pack', 'fp16'
+INT4PACK, FP16 = 'int4pack', 'fp16'
 ROUNDS = 5
 GROUP_SIZE = 128
 _INNER_K_TILES = 8
 # So much more than the L2 cache all copies of a matrix are together.
 _L2_FACTOR = 4
-_GENERATED = 64
+_DECODE = Phase(0, 64)
+_REPETITIONS = 3
 
 # (n, k, device) to a product of one token with new weights.
 Build = Callable[[int, int, torch.device], Callable[[], object]]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """
-    A distinct linear of a shape, its weight [n, k].
-
-    :param count: how many of them a token passes.
-    """
-
-    name: str
-    n: int
-    k: int
-    count: int
 
 
 @dataclass(frozen=True)
@@ -76,25 +65,14 @@ class Row:
 
     :param milliseconds: of each contender for one product, median of the rounds; in the row
         'total', for all products of a token.
-    :param ratios: of our time to that of each peer: least, median and greatest of the rounds.
+    :param ratios: of our time to that of each peer.
     """
 
     name: str
     n: int
     k: int
     milliseconds: dict[str, float]
-    ratios: dict[str, tuple[float, float, float]]
-
-
-def matrices(config: ModelConfig) -> list[Matrix]:
-    """Return the linears of a shape, joined as the product joins them; the LM head is fp16."""
-    hidden, inter, layers = (
-        config.hidden_size, config.intermediate_size, config.num_hidden_layers)
-    q_size, kv_size = (heads * config.head_dim for heads in (
-        config.num_attention_heads, config.num_key_value_heads))
-    return [Matrix('qkv', q_size + 2 * kv_size, hidden, layers),
-            Matrix('o', hidden, q_size, layers), Matrix('gate_up', 2 * inter, hidden, layers),
-            Matrix('down', hidden, inter, layers), Matrix('lm_head', config.vocab_size, hidden, 1)]
+    ratios: dict[str, Ratio]
 
 
 def rows(found: Mapping[Matrix, Mapping[str, Sequence[float]]]) -> list[Row]:
@@ -108,26 +86,17 @@ def rows(found: Mapping[Matrix, Mapping[str, Sequence[float]]]) -> list[Row]:
 
 
 def _row(name: str, n: int, k: int, times: Mapping[str, Sequence[float]]) -> Row:
-    ratios = {}
-    for peer in times:
-        if peer != OURS:
-            each = [ours / other for ours, other in zip(times[OURS], times[peer])]
-            ratios[peer] = (min(each), median(each), max(each))
-    return Row(name, n, k, {c: median(each) for c, each in times.items()}, ratios)
+    return Row(name, n, k, medians(times), ratios(times))
 
 
 def table(found: Sequence[Row]) -> str:
     """Return the rows as lines of text."""
-    contenders = list(found[0].milliseconds)
-    peers = list(found[0].ratios)
-    lines = [f'{"matrix":8} {"n":>6} {"k":>6}' + ''.join(f'{c + " ms":>12}' for c in contenders)
-             + ''.join(f'{"ours/" + peer + " (least-most)":>32}' for peer in peers)]
-    for row in found:
-        times = ''.join(f'{row.milliseconds[c]:12.5f}' for c in contenders)
-        ratios = ''.join(f'{middle:18.3f} ({least:.3f}-{most:.3f})'
-                         for least, middle, most in (row.ratios[peer] for peer in peers))
-        lines.append(f'{row.name:8} {row.n or "":>6} {row.k or "":>6}{times}{ratios}')
-    return '\n'.join(lines)
+    contenders, peers = list(found[0].milliseconds), list(found[0].ratios)
+    cells = [['matrix', 'n', 'k', *(f'{c} ms' for c in contenders), *ratio_titles(peers)]]
+    cells += [[row.name, str(row.n or ''), str(row.k or ''),
+               *(f'{row.milliseconds[c]:.5f}' for c in contenders),
+               *(ratio_cell(row.ratios[peer]) for peer in peers)] for row in found]
+    return '\n'.join(aligned(cells))
 
 
 def _ours(n: int, k: int, device: torch.device) -> Callable[[], object]:
@@ -208,36 +177,6 @@ def why_absent(name: str, device: torch.device) -> str:
     return ''
 
 
-def llama_cpp(binary: str, gguf: str) -> float:
-    """
-    Run llama.cpp's llama-bench on a model and return the tokens per second that it generates.
-
-    :raises ConfigError: it failed.
-    """
-    command = [binary, '-m', gguf, '-p', '0', '-n', str(_GENERATED), '-r', '3', '-o', 'json']
-    try:
-        result = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise ConfigError(f'llama-bench: {error}') from None
-    if result.returncode:
-        raise ConfigError(f'llama-bench: expected it to run {gguf}, got exit status '
-                          f'{result.returncode}: {result.stderr.strip()[-200:]}')
-    return generation_speed(result.stdout)
-
-
-def generation_speed(text: str) -> float:
-    """
-    Return the tokens per second that a JSON report of llama-bench has for generation.
-
-    :raises ConfigError: it has none.
-    """
-    try:
-        return next(float(test['avg_ts']) for test in json.loads(text) if test['n_gen'] > 0)
-    except (ValueError, KeyError, TypeError, StopIteration):
-        raise ConfigError('llama-bench: expected a JSON list with n_gen and avg_ts, '
-                          f'got {text[:80]!r}') from None
-
-
 def run(args: argparse.Namespace) -> dict:
     """
     Measure, print the table and return the document.
@@ -264,9 +203,9 @@ def compare_decode(config: ModelConfig, args: argparse.Namespace,
                    device: torch.device) -> dict[str, float]:
     """Return the tokens per second of our whole decode step and of llama.cpp's."""
     past = random_past(config, 0, device, torch.float16)
-    ours = 1000 / dict(product(config, past, _GENERATED))[GRAPH]
-    theirs = llama_cpp(args.llama_bench, args.gguf)
-    print(f'decode, {_GENERATED} tokens: ours {ours:.1f} tokens/s, llama.cpp {theirs:.1f} '
+    ours = 1000 / dict(product(config, past, _DECODE.generated))[GRAPH]
+    theirs = speeds(args.llama_bench, args.gguf, [_DECODE], _REPETITIONS)[_DECODE]
+    print(f'decode, {_DECODE.generated} tokens: ours {ours:.1f} tokens/s, llama.cpp {theirs:.1f} '
           f'tokens/s, ours/llama.cpp {ours / theirs:.3f}')
     return {OURS: ours, 'llama.cpp': theirs}
 

@@ -11,17 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The table of peers: its arithmetic, what it reads of llama.cpp, and what it needs."""
-
-import json
+"""The table of peers on a GPU: its arithmetic, their turns, and what it needs."""
 
 from benchmarks import gpu_peers
-from benchmarks.gpu_peers import FP16, INT4PACK, Matrix, OURS
+from benchmarks.comparison import Matrix, OURS
+from benchmarks.gpu_peers import FP16, INT4PACK
 import pytest
 import torch
-
-from tinychat_ros.bench.shapes import shape_config
-from tinychat_ros.errors import ConfigError
 
 _TIMES = {
     Matrix('qkv', 48, 16, 10): {OURS: [1.0, 2.0, 3.0], INT4PACK: [2.0, 2.0, 2.0],
@@ -53,13 +49,6 @@ def test_the_table_has_a_line_of_each_row():
                            '1.000', '(0.500-1.500)', '0.500', '(0.125-0.500)']
     assert total.split()[:2] == ['total', '25.00000']
     assert len({len(line) for line in (head, qkv, lm_head, total)}) == 1
-
-
-def test_the_matrices_of_a_shape_hold_all_its_linear_weights():
-    config = shape_config('llama-3-8b')
-    found = {m.name: (m.n, m.k, m.count) for m in gpu_peers.matrices(config)}
-    assert found == {'qkv': (6144, 4096, 32), 'o': (4096, 4096, 32), 'gate_up': (28672, 4096, 32),
-                     'down': (4096, 14336, 32), 'lm_head': (128256, 4096, 1)}
 
 
 def test_contenders_take_turns_and_go_through_all_copies(monkeypatch):
@@ -97,32 +86,6 @@ def test_codes_are_packed_for_either_signature(monkeypatch, old):
     monkeypatch.setattr(torch.ops.aten, '_convert_weight_to_int4pack', pack)
     gpu_peers.pack_int4(torch.tensor([[0x12, 0x34]], dtype=torch.uint8))
     assert taken[0].tolist() == ([[1, 2, 3, 4]] if old else [[0x12, 0x34]])
-
-
-def test_the_speed_of_generation_is_read_from_llama_benchs_report():
-    report = [{'n_prompt': 512, 'n_gen': 0, 'avg_ts': 900.0},
-              {'n_prompt': 0, 'n_gen': 64, 'avg_ts': 43.5, 'stddev_ts': 0.2}]
-    assert gpu_peers.generation_speed(json.dumps(report)) == 43.5
-
-
-@pytest.mark.parametrize('text', ['', '{}', '[]', '[{"n_gen": 64}]', '[1]', '[{"n_gen": 0}]'])
-def test_another_report_is_refused(text):
-    with pytest.raises(ConfigError, match='llama-bench: expected a JSON list'):
-        gpu_peers.generation_speed(text)
-
-
-def test_llama_bench_is_run_on_the_model(tmp_path):
-    binary = tmp_path / 'llama-bench'
-    binary.write_text('#!/bin/sh\necho "[{\\"n_gen\\": 64, \\"avg_ts\\": 43.5}]"\n'
-                      f'echo "$@" > {tmp_path}/arguments\n')
-    binary.chmod(0o755)
-    assert gpu_peers.llama_cpp(str(binary), 'model.gguf') == 43.5
-    assert (tmp_path / 'arguments').read_text() == '-m model.gguf -p 0 -n 64 -r 3 -o json\n'
-    binary.write_text('#!/bin/sh\necho no such model >&2\nexit 3\n')
-    with pytest.raises(ConfigError, match='model.gguf, got exit status 3: no such model'):
-        gpu_peers.llama_cpp(str(binary), 'model.gguf')
-    with pytest.raises(ConfigError, match='llama-bench: .*absent'):
-        gpu_peers.llama_cpp(str(tmp_path / 'absent'), 'model.gguf')
 
 
 def test_a_model_for_llama_bench_needs_llama_bench(capsys):

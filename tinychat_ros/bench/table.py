@@ -53,7 +53,7 @@ def table(document: Mapping[str, Any]) -> list[str]:
     for key, columns in _COLUMNS.items():
         cells = [[title for title, _, _ in columns]]
         cells += [[_cell(row[name], form) for _, name, form in columns] for row in document[key]]
-        lines += ['', *_aligned(cells)]
+        lines += ['', *aligned(cells)]
     return lines
 
 
@@ -81,7 +81,8 @@ def _cell(value: Any, form: str) -> str:
     return '-' if value is None else format(value, form)
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines of one width, with the first column to the left."""
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ['  '.join([row[0].ljust(widths[0]),
                        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
