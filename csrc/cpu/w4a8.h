@@ -73,5 +73,9 @@ extern const W4A8Body kW4A8Generic;
 extern const W4A8Body kW4A8Avx2;
 extern const W4A8Body kW4A8Avx512Vnni;
 #endif
+#if defined(__aarch64__)
+extern const W4A8Body kW4A8Dotprod;
+extern const W4A8Body kW4A8I8mm;
+#endif
 
 }  // namespace tinychat
