@@ -86,7 +86,7 @@ inline void add_to_total(const uint8_t* scales, const uint8_t* x_scales,
 // sums[row] += 4 products: the row's codes times the 4 values in a lane of x.
 template <int kLane>
 inline void dot_fours(int32x4_t& sums, int8x16_t codes, int8x16_t x) {
-  asm volatile(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.4b[%c3]"
+  asm volatile(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.4b[%c3]"
       : "+w"(sums)
       : "w"(codes), "w"(x), "i"(kLane));
 }
@@ -134,7 +134,7 @@ void multiply_dotprod(const uint8_t* tile, const uint8_t* record, int64_t block,
 
 // sums[row][token] += 8 products, for 2 rows and 2 tokens.
 inline void multiply_pairs(int32x4_t& sums, int8x16_t codes, int8x16_t x) {
-  asm volatile(".arch_extension i8mm\n\tsmmla %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(codes), "w"(x));
+  asm volatile(".arch armv8.2-a+i8mm\n\tsmmla %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(codes), "w"(x));
 }
 
 inline int8x16_t zip_low(int8x16_t a, int8x16_t b) {

@@ -31,7 +31,7 @@ static_assert(kW8A8Padding % kLanes == 0, "x is read in whole registers");
 
 // sums[4] += 4 products each; w4a8_neon.cpp says why it is in assembler.
 inline void add_products(int32x4_t& sums, int8x16_t w, int8x16_t x) {
-  asm(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(w), "w"(x));
+  asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(w), "w"(x));
 }
 
 template <int kTokens>
