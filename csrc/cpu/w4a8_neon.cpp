@@ -13,8 +13,9 @@
 // limitations under the License.
 
 // The bodies 'dotprod' and 'i8mm'. Both instructions stand here in assembler, under a directive
-// that allows them: g++ 9 does not know i8mm, and clang before 16 has their intrinsics only where
-// the whole file is for such processors.
+// that allows them: g++ 9 does not know i8mm, and older clang has their intrinsics only where the
+// whole file is for such processors. They are volatile, as the loads of the weight are, and so
+// stay in order: g++ 12 loaded ahead of the products and kept some of the sums in memory.
 
 #if defined(__aarch64__)
 
@@ -75,8 +76,9 @@ inline void add_to_total(const uint8_t* scales, const uint8_t* x_scales,
       const auto negative_sum = load_scalar<int32_t>(x_scales + (kTokens + t) * 4);
       const int32x4_t difference = vmlaq_n_s32(sums[quarter][t], row_zeros, negative_sum);
       const float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(difference), row_scales);
+      const auto scale = load_scalar<float>(x_scales + t * 4);
       float* lanes = total + t * kTileRows + quarter * kLanes;
-      vst1q_f32(lanes, vfmaq_n_f32(vld1q_f32(lanes), scaled, load_scalar<float>(x_scales + t * 4)));
+      vst1q_f32(lanes, vfmaq_n_f32(vld1q_f32(lanes), scaled, scale));
     }
   }
 }
@@ -87,11 +89,11 @@ inline void add_to_total(const uint8_t* scales, const uint8_t* x_scales,
 template <int kLane>
 inline void dot_fours(int32x4_t& sums, int8x16_t codes, int8x16_t x) {
   asm volatile(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.4b[%c3]"
-      : "+w"(sums)
-      : "w"(codes), "w"(x), "i"(kLane));
+               : "+w"(sums)
+               : "w"(codes), "w"(x), "i"(kLane));
 }
 
-// sums[token] += the products of 4 k, where x[kFirst / 4] has the first token's in lane kFirst % 4.
+// sums[token] += the products of 4 k; the first token's are in lane kFirst % 4 of x[kFirst / 4].
 template <int kFirst, int... kToken>
 inline void dot_tokens(int8x16_t codes, const int8x16_t* x,
                        int32x4_t (&sums)[sizeof...(kToken)],
@@ -117,24 +119,25 @@ void multiply_dotprod(const uint8_t* tile, const uint8_t* record, int64_t block,
   constexpr int kOctets = 1 + kTokens % 2;
   constexpr int kVectors = kOctets * kTokens / 2;
   int32x4_t sums[kQuarters][kTokens] = {};
-  const uint8_t* x_bytes = record;
   for (int64_t k = 0; k < block; k += 8 * kOctets) {
     int8x16_t x[kVectors];
 #pragma GCC unroll 6
-    for (int v = 0; v < kVectors; ++v) x[v] = load(x_bytes + 16 * v);
+    for (int v = 0; v < kVectors; ++v) x[v] = load(record + 16 * v);
     dot_octet<kTokens, 0>(tile, x, sums);
     if constexpr (kOctets == 2) dot_octet<kTokens, 1>(tile, x, sums);
     tile += kOctets * kSetBytes;
-    x_bytes += 16 * kVectors;
+    record += 16 * kVectors;
   }
-  add_to_total<kTokens>(tile, x_bytes, sums, total);
+  add_to_total<kTokens>(tile, record, sums, total);
 }
 
 // ---- i8mm --------------------------------------------------------------------------------------
 
 // sums[row][token] += 8 products, for 2 rows and 2 tokens.
 inline void multiply_pairs(int32x4_t& sums, int8x16_t codes, int8x16_t x) {
-  asm volatile(".arch armv8.2-a+i8mm\n\tsmmla %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(codes), "w"(x));
+  asm volatile(".arch armv8.2-a+i8mm\n\tsmmla %0.4s, %1.16b, %2.16b"
+               : "+w"(sums)
+               : "w"(codes), "w"(x));
 }
 
 inline int8x16_t zip_low(int8x16_t a, int8x16_t b) {
@@ -145,8 +148,8 @@ inline int8x16_t zip_high(int8x16_t a, int8x16_t b) {
   return vreinterpretq_s8_s32(vzip2q_s32(vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b)));
 }
 
-// 8 k of 4 tokens, of which the last ones may be others' bytes: their sums are dropped, and a
-// record goes on behind its values.
+// 8 k of 2 tokens each. What stands beside an odd one is whatever follows in the record, and its
+// sums are dropped.
 template <int kTokens, int kPairs>
 inline void load_pairs(const uint8_t* bytes, int8x16_t (&x)[kPairs]) {
 #pragma GCC unroll 3

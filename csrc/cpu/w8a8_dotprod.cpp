@@ -12,8 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The body for processors with the dot product instructions. Those with i8mm gain nothing by it: to
-// put two rows and two tokens side by side takes as many instructions as it saves.
+// The body for processors with dot products, with i8mm or without: to put two rows and two tokens
+// side by side for it takes as many instructions as it saves.
 
 #if defined(__aarch64__)
 
@@ -52,7 +52,9 @@ void multiply_tokens(const int8_t* const (&w)[kW8A8Rows], const int8_t* x, int64
                      int64_t k, int32_t* out) {
   int32x4_t sums[kTokens][kW8A8Rows] = {};
   int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) add_step<kTokens>(w[0] + i, w[1] + i, x + i, x_stride, sums);
+  for (; i + kLanes <= k; i += kLanes) {
+    add_step<kTokens>(w[0] + i, w[1] + i, x + i, x_stride, sums);
+  }
   if (i < k) {
     // The weight may end where its last row ends.
     int8_t tail[kW8A8Rows][kLanes] = {};

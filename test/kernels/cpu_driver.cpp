@@ -12,10 +12,9 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Calls the kernels of csrc/cpu that stdin names, for a test on another processor. A call is a line
-// of words, the name and the arguments, where an array is @ and its bytes; the contents of the
-// arrays follow the line. All of them are written to stdout as the kernel has left them. The name
-// `isas` writes a line instead.
+// Calls the kernels of csrc/cpu that stdin names, for tests of another processor. A call is a line
+// of words, the name and the arguments, in which @ and a number of bytes stand for an array; the
+// contents of the arrays follow. All of them go to stdout as the kernel has left them.
 
 #include <sys/mman.h>
 

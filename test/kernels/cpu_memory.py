@@ -57,6 +57,16 @@ def state_of(slot: int = 0, position: int = 0, token: int = 0, step: int = 0) ->
     return torch.tensor([slot, position, token, step], dtype=torch.int32)
 
 
+def between_halves(head_dim: int) -> Tensor:
+    """Return what is in the middle of two halves or beside it, fp32 [T, 1, head_dim]."""
+    bits = torch.arange(0, 0x7c01, dtype=torch.int16)
+    halves = bits.view(FP16).float()
+    halves[-1] = 2.0 ** 16  # What would follow the largest one.
+    middle = (halves[:-1] + halves[1:]) / 2
+    up, down = (torch.nextafter(middle, torch.tensor(to)) for to in (1e9, -1e9))
+    return torch.stack([middle, up, down, -middle]).view(-1, 1, head_dim)
+
+
 class Cache:
     """
     A cache of two slots that hold nothing but NaN; int8 codes are all -1.

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from cpu_memory import Cache, FP16, FP32, INT8, Result, SLOT, state_of
+from cpu_memory import between_halves, Cache, FP16, FP32, INT8, Result, SLOT, state_of
 import pytest
 import torch
 from torch.testing import assert_close
@@ -198,12 +198,7 @@ def test_rows_of_any_size_are_rounded_as_the_reference_does(scale, kind, isa):
 
 @every_isa
 def test_what_lies_between_two_halves_is_rounded_to_the_nearest_or_to_even(isa):
-    bits = torch.arange(0, 0x7c01, dtype=torch.int16)
-    halves = bits.view(FP16).float()
-    halves[-1] = 2.0 ** 16  # What would follow the largest one.
-    middle = (halves[:-1] + halves[1:]) / 2
-    up, down = (torch.nextafter(middle, torch.tensor(to)) for to in (1e9, -1e9))
-    x = torch.stack([middle, up, down, -middle]).view(-1, 1, 256)
+    x = between_halves(256)
     qkv = torch.cat([torch.zeros(len(x), 2, 256), x], dim=1)
     cache, tables = Cache(1, len(x), 256, FP16), (torch.zeros(len(x), 128),) * 2
     rope_append(qkv, cache, 1, 0, tables, isa)
