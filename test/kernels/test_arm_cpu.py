@@ -12,26 +12,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The CPU kernels on ARM processors: cross-compiled, and run under qemu's emulation.
+The CPU kernels on ARM processors, as far as they have bodies of their own there.
 
-They need what Debian and Ubuntu call g++-aarch64-linux-gnu and qemu-user.
+The tests need what Debian and Ubuntu call g++-aarch64-linux-gnu and qemu-user.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 import shutil
-import subprocess
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
+from arm_processor import build_driver, COMPILER, EMULATOR, known_processors, Processor
 from cpu_memory import between_halves, Cache, DTYPES, FP16, FP32, INT8, SLOT, state_of
 from cpu_problems import (assert_matches_w4a8, assert_matches_wna16, fused_w4a8,
                           random_int8_weight, random_weight, random_x)
 import pytest
 from sampler_oracle import packed
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
 from tinychat_ros.engine.sampler import SamplingParams
@@ -39,15 +36,9 @@ from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import (CpuTiles, Int8Weight, INT8_MAX_K, pack_codes,
                                           pack_cpu_tiles, QuantizedWeight)
 
-COMPILER, EMULATOR = 'aarch64-linux-gnu-g++', 'qemu-aarch64'
 for needed in (COMPILER, EMULATOR):
     if shutil.which(needed) is None:
         pytest.skip(f'there is no {needed}', allow_module_level=True)
-
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / 'csrc'
-# As setup.py compiles them, but without a warning.
-FLAGS = ['-O3', '-std=c++17', '-pthread', '-Wall', '-Wextra', '-Werror', f'-I{CSRC}']
 
 # The second has what a Jetson Orin has, the last what every 64-bit ARM processor has.
 PROCESSORS = {'max': ['i8mm', 'dotprod', 'generic'], 'cortex-a76': ['dotprod', 'generic'],
@@ -58,80 +49,16 @@ NAN, INFINITY = float('nan'), float('inf')
 every_kind = pytest.mark.parametrize('kind', [FP32, FP16, INT8], ids=['fp32', 'fp16', 'int8'])
 
 
-class Processor:
-    """
-    An emulated processor that runs test/kernels/cpu_driver.cpp.
-
-    :param program: the driver.
-    :param name: as qemu calls it.
-    """
-
-    def __init__(self, program: Path, name: str) -> None:
-        self._driver = subprocess.Popen([EMULATOR, '-cpu', name, str(program)],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._send('isas')
-        self.isas = self._driver.stdout.readline().decode().split()
-
-    def run(self, kernel: str, *arguments: Any, num_threads: int = 1) -> None:
-        """Run a kernel with the best instruction set; it writes into tensors among the rest."""
-        self.call(kernel, *arguments, num_threads, self.isas[0])
-
-    def call(self, kernel: str, *arguments: Any) -> None:
-        """Call a kernel with numbers, words, tensors and None for no tensor."""
-        tensors = [a.view(-1).view(torch.uint8) for a in arguments if torch.is_tensor(a)]
-        words = ['null' if a is None else f'@{a.nbytes}' if torch.is_tensor(a) else str(a)
-                 for a in arguments]
-        self._send(' '.join([kernel, *words]), *tensors)
-        for tensor in tensors:
-            answer = self._driver.stdout.read(len(tensor))
-            assert len(answer) == len(tensor), f'{kernel}: the driver ended'
-            tensor.copy_(torch.frombuffer(bytearray(answer), dtype=torch.uint8))
-
-    def stop(self) -> None:
-        """End the driver."""
-        self._driver.communicate()
-
-    def _send(self, line: str, *tensors: Tensor) -> None:
-        self._driver.stdin.write(line.encode() + b'\n')
-        for tensor in tensors:
-            self._driver.stdin.write(tensor.numpy().tobytes())
-        self._driver.stdin.flush()
-
-
-def compiled(source: Path, folder: Path) -> str:
-    """Compile a source without a warning; return the object."""
-    target = folder / f'{source.stem}.o'
-    result = subprocess.run([COMPILER, *FLAGS, '-c', str(source), '-o', str(target)],
-                            capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return str(target)
-
-
 @pytest.fixture(scope='module')
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the driver with all that setup.py compiles from csrc/cpu."""
-    folder = tmp_path_factory.mktemp('arm')
-    sources = [*sorted(CSRC.glob('cpu/*.cpp')), HERE / 'cpu_driver.cpp']
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda source: compiled(source, folder), sources))
-    # Static, so that the emulator needs no libraries of that processor.
-    subprocess.check_call([COMPILER, '-static', '-pthread', *objects, '-o',
-                           str(folder / 'driver')])
-    return folder / 'driver'
-
-
-@pytest.fixture(scope='module')
-def start(program: Path) -> Iterator[Callable[[str], Processor]]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Processor]]:
     """Return what starts a processor, or hands out the one of that name that runs."""
-    known = subprocess.run([EMULATOR, '-cpu', 'help'], capture_output=True,
-                           text=True).stdout.split()
-    running = {}
+    driver, running = build_driver(tmp_path_factory.mktemp('arm')), {}
 
     def started(name: str) -> Processor:
-        if name not in known:
-            pytest.skip(f'{EMULATOR} does not know {name}')
         if name not in running:
-            running[name] = Processor(program, name)
+            if name not in known_processors():
+                pytest.skip(f'{EMULATOR} does not know {name}')
+            running[name] = Processor(driver, name)
         return running[name]
 
     yield started
