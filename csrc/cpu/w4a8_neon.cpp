@@ -12,10 +12,9 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The bodies 'dotprod' and 'i8mm'. Both instructions stand here in assembler, under a directive
-// that allows them: g++ 9 does not know i8mm, and older clang has their intrinsics only where the
-// whole file is for such processors. They are volatile, as the loads of the weight are, and so
-// stay in order: g++ 12 loaded ahead of the products and kept some of the sums in memory.
+// The bodies 'dotprod' and 'i8mm'. Both instructions stand here in assembler, because g++ 9 does
+// not know i8mm. They are volatile, as the loads of the weight are, and so stay in order: g++ 12
+// loaded ahead of the products and kept some of the sums in memory.
 
 #if defined(__aarch64__)
 
@@ -24,6 +23,15 @@
 #include <utility>
 
 #include "cpu/w4a8.h"
+
+// g++ passes the directive on to the assembler; clang before 17 goes by the function instead.
+#if defined(__clang__)
+#define TINYCHAT_DOTPROD __attribute__((target("dotprod")))
+#define TINYCHAT_I8MM __attribute__((target("i8mm")))
+#else
+#define TINYCHAT_DOTPROD
+#define TINYCHAT_I8MM
+#endif
 
 namespace tinychat {
 namespace {
@@ -87,23 +95,23 @@ inline void add_to_total(const uint8_t* scales, const uint8_t* x_scales,
 
 // sums[row] += 4 products: the row's codes times the 4 values in a lane of x.
 template <int kLane>
-inline void dot_fours(int32x4_t& sums, int8x16_t codes, int8x16_t x) {
-  asm volatile(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.4b[%c3]"
+TINYCHAT_DOTPROD inline void dot_fours(int32x4_t& sums, int8x16_t codes, int8x16_t x) {
+  asm volatile(".arch armv8.4-a\n\tsdot %0.4s, %1.16b, %2.4b[%c3]"
                : "+w"(sums)
                : "w"(codes), "w"(x), "i"(kLane));
 }
 
 // sums[token] += the products of 4 k; the first token's are in lane kFirst % 4 of x[kFirst / 4].
 template <int kFirst, int... kToken>
-inline void dot_tokens(int8x16_t codes, const int8x16_t* x,
-                       int32x4_t (&sums)[sizeof...(kToken)],
-                       std::integer_sequence<int, kToken...>) {
+TINYCHAT_DOTPROD inline void dot_tokens(int8x16_t codes, const int8x16_t* x,
+                                        int32x4_t (&sums)[sizeof...(kToken)],
+                                        std::integer_sequence<int, kToken...>) {
   (dot_fours<(kFirst + kToken) % 4>(sums[kToken], codes, x[(kFirst + kToken) / 4]), ...);
 }
 
 template <int kTokens, int kOctet>
-inline void dot_octet(const uint8_t* tile, const int8x16_t* x,
-                      int32x4_t (&sums)[kQuarters][kTokens]) {
+TINYCHAT_DOTPROD inline void dot_octet(const uint8_t* tile, const int8x16_t* x,
+                                       int32x4_t (&sums)[kQuarters][kTokens]) {
   constexpr std::make_integer_sequence<int, kTokens> kAll;
 #pragma GCC unroll 4
   for (int quarter = 0; quarter < kQuarters; ++quarter) {
@@ -114,7 +122,8 @@ inline void dot_octet(const uint8_t* tile, const int8x16_t* x,
 }
 
 template <int kTokens>
-void multiply_dotprod(const uint8_t* tile, const uint8_t* record, int64_t block, float* total) {
+TINYCHAT_DOTPROD void multiply_dotprod(const uint8_t* tile, const uint8_t* record, int64_t block,
+                                       float* total) {
   // 8 k of an odd number of tokens do not fill whole registers.
   constexpr int kOctets = 1 + kTokens % 2;
   constexpr int kVectors = kOctets * kTokens / 2;
@@ -134,8 +143,8 @@ void multiply_dotprod(const uint8_t* tile, const uint8_t* record, int64_t block,
 // ---- i8mm --------------------------------------------------------------------------------------
 
 // sums[row][token] += 8 products, for 2 rows and 2 tokens.
-inline void multiply_pairs(int32x4_t& sums, int8x16_t codes, int8x16_t x) {
-  asm volatile(".arch armv8.2-a+i8mm\n\tsmmla %0.4s, %1.16b, %2.16b"
+TINYCHAT_I8MM inline void multiply_pairs(int32x4_t& sums, int8x16_t codes, int8x16_t x) {
+  asm volatile(".arch armv8.6-a\n\tsmmla %0.4s, %1.16b, %2.16b"
                : "+w"(sums)
                : "w"(codes), "w"(x));
 }
@@ -162,7 +171,8 @@ inline void load_pairs(const uint8_t* bytes, int8x16_t (&x)[kPairs]) {
 }
 
 template <int kTokens>
-void multiply_i8mm(const uint8_t* tile, const uint8_t* record, int64_t block, float* total) {
+TINYCHAT_I8MM void multiply_i8mm(const uint8_t* tile, const uint8_t* record, int64_t block,
+                                 float* total) {
   constexpr int kPairs = (kTokens + 1) / 2;
   int32x4_t pair_sums[kQuarters][kPairs][2] = {};
   for (int64_t k = 0; k < block; k += 8) {

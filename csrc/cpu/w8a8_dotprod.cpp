@@ -23,20 +23,27 @@
 
 #include "cpu/w8a8.h"
 
+// w4a8_neon.cpp says why.
+#if defined(__clang__)
+#define TINYCHAT_DOTPROD __attribute__((target("dotprod")))
+#else
+#define TINYCHAT_DOTPROD
+#endif
+
 namespace tinychat {
 namespace {
 
 constexpr int64_t kLanes = 16;
 static_assert(kW8A8Padding % kLanes == 0, "x is read in whole registers");
 
-// sums[4] += 4 products each; w4a8_neon.cpp says why it is in assembler.
-inline void add_products(int32x4_t& sums, int8x16_t w, int8x16_t x) {
-  asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(w), "w"(x));
+// sums[4] += 4 products each, in assembler as in w4a8_neon.cpp.
+TINYCHAT_DOTPROD inline void add_products(int32x4_t& sums, int8x16_t w, int8x16_t x) {
+  asm(".arch armv8.4-a\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(w), "w"(x));
 }
 
 template <int kTokens>
-inline void add_step(const int8_t* first, const int8_t* second, const int8_t* x, int64_t x_stride,
-                     int32x4_t (&sums)[kTokens][kW8A8Rows]) {
+TINYCHAT_DOTPROD inline void add_step(const int8_t* first, const int8_t* second, const int8_t* x,
+                                      int64_t x_stride, int32x4_t (&sums)[kTokens][kW8A8Rows]) {
   const int8x16_t w[] = {vld1q_s8(first), vld1q_s8(second)};
   // Unrolled so that the sums are registers.
 #pragma GCC unroll 4
@@ -48,8 +55,8 @@ inline void add_step(const int8_t* first, const int8_t* second, const int8_t* x,
 }
 
 template <int kTokens>
-void multiply_tokens(const int8_t* const (&w)[kW8A8Rows], const int8_t* x, int64_t x_stride,
-                     int64_t k, int32_t* out) {
+TINYCHAT_DOTPROD void multiply_tokens(const int8_t* const (&w)[kW8A8Rows], const int8_t* x,
+                                      int64_t x_stride, int64_t k, int32_t* out) {
   int32x4_t sums[kTokens][kW8A8Rows] = {};
   int64_t i = 0;
   for (; i + kLanes <= k; i += kLanes) {
