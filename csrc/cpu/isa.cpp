@@ -14,11 +14,21 @@
 
 #include "cpu/isa.h"
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 
 namespace tinychat {
 namespace {
+
+#if defined(__aarch64__)
+// HWCAP_ASIMDDP and HWCAP2_I8MM. The headers of Ubuntu 20.04 do not have the second.
+constexpr unsigned long kDotprod = 1ul << 20;
+constexpr unsigned long kI8mm = 1ul << 13;
+#endif
 
 std::vector<std::string> detect_isas() {
   std::vector<std::string> isas;
@@ -29,6 +39,12 @@ std::vector<std::string> detect_isas() {
       isas.emplace_back("avx512vnni");
     }
     isas.emplace_back("avx2");
+  }
+#endif
+#if defined(__aarch64__)
+  if (getauxval(AT_HWCAP) & kDotprod) {
+    if (getauxval(AT_HWCAP2) & kI8mm) isas.emplace_back("i8mm");
+    isas.emplace_back("dotprod");
   }
 #endif
   isas.emplace_back("generic");

@@ -104,16 +104,24 @@ inline Shorts narrow(Floats values) {
 inline Floats load(const float* from) { return load_as<Floats>(from); }
 inline Floats load(const Half* from) { return widen(load_as<Shorts>(from)); }
 
+// g++ 12 takes shorts for ARM and bytes apart one by one where it is left to convert them.
 inline Floats load(const BFloat16* from) {
-  return as_floats(__builtin_convertvector(load_as<Shorts>(from), Ints) << 16);
+#if defined(__aarch64__)
+  const Ints bits = reinterpret_cast<Ints>(vmovl_u16(load_as<uint16x4_t>(from)));
+#else
+  const Ints bits = __builtin_convertvector(load_as<Shorts>(from), Ints);
+#endif
+  return as_floats(bits << 16);
 }
 
-// g++ 12 takes bytes apart one by one where it is left to convert them.
 inline Floats load(const int8_t* from) {
 #if TINYCHAT_LANES == 16
   const Ints whole = reinterpret_cast<Ints>(_mm512_cvtepi8_epi32(load_as<__m128i>(from)));
 #elif TINYCHAT_LANES == 8
   const Ints whole = reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
+#elif defined(__aarch64__)
+  const int16x8_t shorts = vmovl_s8(vcreate_s8(load_as<uint32_t>(from)));
+  const Ints whole = reinterpret_cast<Ints>(vmovl_s16(vget_low_s16(shorts)));
 #else
   const Ints whole = __builtin_convertvector(load_as<Bytes>(from), Ints);
 #endif

@@ -187,6 +187,10 @@ const W4A8Body& body_for(const std::string& isa) {
   if (isa == "avx512vnni") return kW4A8Avx512Vnni;
   if (isa == "avx2") return kW4A8Avx2;
 #endif
+#if defined(__aarch64__)
+  if (isa == "i8mm") return kW4A8I8mm;
+  if (isa == "dotprod") return kW4A8Dotprod;
+#endif
   return kW4A8Generic;
 }
 

@@ -86,14 +86,18 @@ struct W4A8Body {
   W4A8Multiply multiply[kW4A8MaxTokens];
 };
 
-// How far ahead bodies ask for the weight. Without, a product of one token ran at 0.8 (AVX2) to
-// 0.95 (AVX-512) of the speed, and at less if they asked 1 or 2 KiB ahead.
+// How far ahead bodies for x86 ask for the weight. Without, a product of one token ran at 0.8
+// (AVX2) to 0.95 (AVX-512) of the speed, and at less if they asked 1 or 2 KiB ahead.
 constexpr int64_t kPrefetchBytes = 8192;
 
 extern const W4A8Body kW4A8Generic;
 #if defined(__x86_64__)
 extern const W4A8Body kW4A8Avx2;
 extern const W4A8Body kW4A8Avx512Vnni;
+#endif
+#if defined(__aarch64__)
+extern const W4A8Body kW4A8Dotprod;
+extern const W4A8Body kW4A8I8mm;
 #endif
 
 }  // namespace tinychat

@@ -73,6 +73,9 @@ W8A8Body body_for(const std::string& isa) {
 #if defined(__x86_64__)
   if (isa != "generic") return kW8A8Avx2;
 #endif
+#if defined(__aarch64__)
+  if (isa != "generic") return kW8A8Dotprod;
+#endif
   return kW8A8Generic;
 }
 

@@ -58,5 +58,8 @@ extern const W8A8Body kW8A8Generic;
 #if defined(__x86_64__)
 extern const W8A8Body kW8A8Avx2;
 #endif
+#if defined(__aarch64__)
+extern const W8A8Body kW8A8Dotprod;
+#endif
 
 }  // namespace tinychat

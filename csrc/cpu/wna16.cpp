@@ -88,6 +88,10 @@ const NamedBodies kBodies[] = {
     {"avx512vnni", kWNA16Avx2},
     {"avx2", kWNA16Avx2},
 #endif
+#if defined(__aarch64__)
+    {"i8mm", kWNA16Neon},
+    {"dotprod", kWNA16Neon},
+#endif
     {"generic", kWNA16Generic},
 };
 

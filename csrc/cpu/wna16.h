@@ -83,5 +83,8 @@ extern const WNA16Body kWNA16Generic[2];
 #if defined(__x86_64__)
 extern const WNA16Body kWNA16Avx2[2];
 #endif
+#if defined(__aarch64__)
+extern const WNA16Body kWNA16Neon[2];
+#endif
 
 }  // namespace tinychat

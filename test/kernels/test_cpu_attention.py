@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from cpu_memory import DTYPES, Result, state_of
+from cpu_memory import between_halves, Cache, FP16, FP32, INT8, Result, SLOT, state_of
 import pytest
 import torch
 from torch.testing import assert_close
@@ -26,70 +26,26 @@ kernels = extension.load()
 if kernels is None:
     pytest.skip(extension.why_absent(), allow_module_level=True)
 
-SLOT = 1
 HEAD_DIMS = (2, 8, 16, 24, 64, 80, 96, 128, 256)
 LENGTHS = (1, 15, 16, 17, 255, 256, 257, 600)
 HEADS = ((1, 1), (3, 3), (4, 2), (7, 1))
-FP16, INT8, FP32 = torch.float16, torch.int8, torch.float32
 
 every_isa = pytest.mark.parametrize('isa', kernels.cpu_isas())
 every_kind = pytest.mark.parametrize('kind', [FP32, FP16, INT8], ids=['fp32', 'fp16', 'int8'])
 
 
-class Cache:
-    """A cache of two slots that hold nothing but NaN; int8 codes are all -1."""
-
-    def __init__(self, kv_heads, max_seq_len, head_dim, kind):
-        def empty(*shape, dtype):
-            made = torch.empty(shape, dtype=dtype)
-            made.view(torch.uint8).fill_(0xff)
-            return made
-        shape = (2, kv_heads, max_seq_len)
-        self.kind = kind
-        self.k, self.v = (empty(*shape, head_dim, dtype=kind) for _ in range(2))
-        self.k_scale, self.v_scale = (
-            empty(*shape, dtype=FP16) if kind == INT8 else None for _ in range(2))
-
-    def put(self, start, k, v):
-        """Append k and v [T, kv_heads, head_dim] at a position of slot 1."""
-        at = slice(start, start + len(k))
-        for x, values, scales in ((k, self.k, self.k_scale), (v, self.v, self.v_scale)):
-            x = x.transpose(0, 1)
-            if scales is not None:
-                x, scales[SLOT, :, at] = reference.quantize_kv(x)
-            values[SLOT, :, at] = x.to(self.kind)
-
-    def fill(self, length):
-        """Put random numbers at the first positions of slot 1."""
-        shape = (length, self.k.shape[1], self.k.shape[3])
-        self.put(0, torch.randn(shape), torch.randn(shape))
-        return self
-
-    def rows(self, length):
-        """Return the first keys and values of slot 1, fp32 [kv_heads, length, head_dim]."""
-        return [values[SLOT, :, :length].float() if scales is None
-                else reference.dequantize_kv(values[SLOT, :, :length], scales[SLOT, :, :length])
-                for values, scales in ((self.k, self.k_scale), (self.v, self.v_scale))]
-
-    def argument(self, state):
-        """Return the CpuKvCache; the tensors must outlive it."""
-        _, kv_heads, max_seq_len, head_dim = self.k.shape
-        scales = {} if self.k_scale is None else {
-            'k_scale': self.k_scale.data_ptr(), 'v_scale': self.v_scale.data_ptr()}
-        return kernels.CpuKvCache(
-            k=self.k.data_ptr(), v=self.v.data_ptr(), **scales,
-            dtype=2 if self.kind == INT8 else DTYPES.index(self.kind), kv_heads=kv_heads,
-            max_seq_len=max_seq_len, head_dim=head_dim, state=state.data_ptr())
-
-    def tensors(self):
-        return [x for x in (self.k, self.v, self.k_scale, self.v_scale) if x is not None]
+def kv_cache(cache, state):
+    """Return the CpuKvCache; the tensors must outlive it."""
+    arguments = {name: value.data_ptr() if torch.is_tensor(value) else value or 0
+                 for name, value in cache.arguments().items()}
+    return kernels.CpuKvCache(**arguments, state=state.data_ptr())
 
 
 def attention(q, cache, start, isa, num_threads=1):
     tokens, heads, head_dim = q.shape
     state, out = state_of(SLOT, start), Result(*q.shape)
     kernels.cpu_attention(
-        cache.argument(state), q=q.data_ptr(), out=out.address, tokens=tokens, heads=heads,
+        kv_cache(cache, state), q=q.data_ptr(), out=out.address, tokens=tokens, heads=heads,
         scale=head_dim ** -0.5, num_threads=num_threads, isa=isa)
     return out.read()
 
@@ -188,7 +144,7 @@ def rope_append(qkv, cache, heads, start, tables, isa, num_threads=1):
     tokens, _, head_dim = qkv.shape
     state, q = state_of(SLOT, start), Result(tokens, heads, head_dim)
     kernels.cpu_rope_append(
-        cache.argument(state), qkv=qkv.data_ptr(), q=q.address, cos=tables[0].data_ptr(),
+        kv_cache(cache, state), qkv=qkv.data_ptr(), q=q.address, cos=tables[0].data_ptr(),
         sin=tables[1].data_ptr(), tokens=tokens, heads=heads, num_threads=num_threads, isa=isa)
     return q.read()
 
@@ -242,12 +198,7 @@ def test_rows_of_any_size_are_rounded_as_the_reference_does(scale, kind, isa):
 
 @every_isa
 def test_what_lies_between_two_halves_is_rounded_to_the_nearest_or_to_even(isa):
-    bits = torch.arange(0, 0x7c01, dtype=torch.int16)
-    halves = bits.view(FP16).float()
-    halves[-1] = 2.0 ** 16  # What would follow the largest one.
-    middle = (halves[:-1] + halves[1:]) / 2
-    up, down = (torch.nextafter(middle, torch.tensor(to)) for to in (1e9, -1e9))
-    x = torch.stack([middle, up, down, -middle]).view(-1, 1, 256)
+    x = between_halves(256)
     qkv = torch.cat([torch.zeros(len(x), 2, 256), x], dim=1)
     cache, tables = Cache(1, len(x), 256, FP16), (torch.zeros(len(x), 128),) * 2
     rope_append(qkv, cache, 1, 0, tables, isa)
@@ -294,6 +245,6 @@ def test_a_wrong_cache_is_refused_by_name(argument, value, expected):
 @pytest.mark.parametrize('heads', [0, 3])
 def test_heads_that_do_not_share_evenly_are_refused(heads):
     state = state_of()
-    cache = Cache(2, 4, 8, FP32).argument(state)
+    cache = kv_cache(Cache(2, 4, 8, FP32), state)
     with pytest.raises(ValueError, match=f'heads: expected .* of kv_heads, 2, got {heads}'):
         kernels.cpu_attention(cache, q=1, out=1, tokens=1, heads=heads, scale=1.0, num_threads=1)

@@ -13,6 +13,8 @@
 # limitations under the License.
 """The compiled W4A8 kernels for the CPU, against the oracle in fp64 and against each other."""
 
+from cpu_problems import (
+    assert_matches_w4a8, fused_w4a8, random_weight, random_x, with_outliers)
 import pytest
 import torch
 
@@ -32,51 +34,11 @@ PROBLEMS = [(n, blocks * group, group) for n in (8, 16, 24, 40) for group in (32
 every_isa = pytest.mark.parametrize('isa', kernels.cpu_isas())
 
 
-def seeded(*numbers):
-    return torch.Generator().manual_seed(hash(numbers) % 2**31)
-
-
-def random_weight(n, k, group, q=None, zero=None, scale=None):
-    """Build a weight of random values, or of the ones that are given."""
-    generator = seeded(n, k, group)
-
-    def values(shape, value):
-        random = torch.randint(0, 16, shape, generator=generator, dtype=torch.uint8)
-        return random if value is None else torch.full_like(random, value)
-
-    scales = torch.rand(n, k // group, generator=generator) * 0.1
-    if scale is not None:
-        scales = torch.full_like(scales, scale)
-    return QuantizedWeight(pack_codes(values((n, k), q), 4), scales.half(),
-                           values((n, k // group), zero), group)
-
-
-def random_x(m, k):
-    return torch.randn(m, k, generator=seeded(m, k))
-
-
-def with_outliers(x, block):
-    """Give a third of the blocks a value that leaves the others of them few steps."""
-    groups = x.clone().view(len(x), -1, block)
-    has_outlier = torch.rand(groups.shape[:2], generator=seeded(block)) < 1 / 3
-    groups[..., 5] = torch.where(has_outlier, 300.0, groups[..., 5])
-    return groups.view(x.shape)
-
-
 def gemm(x, tiles, isa='auto', num_threads=0):
     out = torch.full((x.shape[0], tiles.n), -7.0)
     kernels.w4a8_gemm(x.data_ptr(), tiles.data.data_ptr(), out.data_ptr(), x.shape[0], tiles.n,
                       tiles.k, tiles.block, num_threads, isa)
     return out
-
-
-def assert_matches_oracle(out, x, weight, block):
-    """Check to a few fp32 roundings of the sum of |x| |w|; where that is 0, to the bit."""
-    # fp32 holds a rounded activation to half a unit.
-    x = reference.fake_quantize_activations(x, block).double()
-    w = weight.dequantize(torch.float64)
-    error = (out.double() - reference.linear(x, w)).abs()
-    assert (error <= 1e-6 * reference.linear(x.abs(), w.abs())).all(), error.max()
 
 
 @every_isa
@@ -85,7 +47,7 @@ def test_every_shape_matches_the_oracle_and_m_does_not_change_a_bit(n, k, group,
     weight, x = random_weight(n, k, group), random_x(max(TOKENS), k)
     tiles = pack_cpu_tiles(weight)
     out = gemm(x, tiles, isa)
-    assert_matches_oracle(out, x, weight, tiles.block)
+    assert_matches_w4a8(out, x, weight, tiles.block)
     for m in TOKENS:
         assert torch.equal(gemm(x[:m], tiles, isa), out[:m]), f'{m} tokens'
 
@@ -97,7 +59,7 @@ def test_blocks_with_outliers_match_the_oracle_and_m_does_not_change_a_bit(n, k,
     x = with_outliers(random_x(max(TOKENS), k), tiles.block)
     x[3:9, 5::tiles.block] = -300
     out = gemm(x, tiles, isa)
-    assert_matches_oracle(out, x, weight, tiles.block)
+    assert_matches_w4a8(out, x, weight, tiles.block)
     for m in TOKENS:
         assert torch.equal(gemm(x[:m], tiles, isa), out[:m]), f'{m} tokens'
 
@@ -117,11 +79,10 @@ def test_the_other_values_of_a_block_with_an_outlier_keep_their_accuracy(isa):
 @pytest.mark.parametrize('group', [32, 64, 128])
 @pytest.mark.parametrize('m', [1, 33])
 def test_every_instruction_set_of_fused_additions_gives_the_same_bits(m, group):
-    tiles = pack_cpu_tiles(random_weight(40, 1280, group))
-    x = with_outliers(random_x(m, 1280), group)
-    fused = [isa for isa in kernels.cpu_isas() if isa != 'generic']
-    for isa in fused:
-        assert torch.equal(gemm(x, tiles, isa), gemm(x, tiles, fused[0])), isa
+    weight, x = random_weight(40, 1280, group), with_outliers(random_x(m, 1280), group)
+    tiles, expected = pack_cpu_tiles(weight), fused_w4a8(x, weight, group)
+    for isa in kernels.cpu_isas():
+        assert isa == 'generic' or torch.equal(gemm(x, tiles, isa), expected), isa
 
 
 @every_isa
@@ -137,7 +98,7 @@ def test_the_number_of_threads_does_not_change_a_bit(m, n, k, isa):
 @every_isa
 def test_more_tokens_than_a_cache_holds_match_the_oracle(isa):
     weight, x = random_weight(24, 8192, 128), random_x(150, 8192)
-    assert_matches_oracle(gemm(x, pack_cpu_tiles(weight), isa), x, weight, 128)
+    assert_matches_w4a8(gemm(x, pack_cpu_tiles(weight), isa), x, weight, 128)
 
 
 @every_isa
@@ -147,14 +108,14 @@ def test_more_tokens_than_a_cache_holds_match_the_oracle(isa):
 def test_the_largest_products_neither_saturate_nor_overflow(q, zero, x, m, isa):
     weight = random_weight(24, 384, 128, q=q, zero=zero)
     x = torch.full((m, 384), x)
-    assert_matches_oracle(gemm(x, pack_cpu_tiles(weight), isa), x, weight, 128)
+    assert_matches_w4a8(gemm(x, pack_cpu_tiles(weight), isa), x, weight, 128)
 
 
 @every_isa
 @pytest.mark.parametrize('scale', [2.0**-24, -2.0**-15, 2.0**-14, 0.0, 65504.0])
 def test_subnormal_and_large_scales_match_the_oracle(scale, isa):
     weight, x = random_weight(24, 160, 32, scale=scale), random_x(5, 160)
-    assert_matches_oracle(gemm(x, pack_cpu_tiles(weight), isa), x, weight, 32)
+    assert_matches_w4a8(gemm(x, pack_cpu_tiles(weight), isa), x, weight, 32)
 
 
 @every_isa
@@ -183,7 +144,7 @@ def test_a_block_of_zeros_adds_nothing_and_an_outlier_stays_in_its_block(isa):
     x[1], x[2, 32:64], x[3, 100] = 0, 0, -1e6
     out = gemm(x, pack_cpu_tiles(weight), isa)
     assert (out[1] == 0).all()
-    assert_matches_oracle(out, x, weight, 32)
+    assert_matches_w4a8(out, x, weight, 32)
 
 
 @every_isa
@@ -226,7 +187,7 @@ def test_the_op_takes_the_kernel_where_the_activations_share_the_blocks_of_the_t
 def test_the_op_matches_the_oracle(group):
     weight, x = random_weight(24, 512, 256), random_x(5, 512)
     out = ops.linear(x, Linear(pack_cpu_tiles(weight), activation_group=group))
-    assert_matches_oracle(out, x, weight, group)
+    assert_matches_w4a8(out, x, weight, group)
 
 
 @pytest.mark.parametrize(('argument', 'value', 'expected'), [

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The compiled W8A8 kernels for the CPU, against the oracle, to the bit."""
 
+from cpu_problems import random_int8_weight, random_x
 import pytest
 import torch
 
@@ -28,19 +29,6 @@ ROWS_OF_X = (1, 2, 3, 7, 8, 33)
 every_isa = pytest.mark.parametrize('isa', kernels.cpu_isas())
 
 
-def seeded(*numbers):
-    return torch.Generator().manual_seed(hash(numbers) % 2**31)
-
-
-def random_weight(n, k):
-    q = torch.randint(-128, 128, (n, k), generator=seeded(n, k), dtype=torch.int8)
-    return Int8Weight(q, torch.rand(n, generator=seeded(n)) * 0.01)
-
-
-def random_x(m, k):
-    return torch.randn(m, k, generator=seeded(m, k, 1))
-
-
 def gemm(x, weight, isa='auto', num_threads=0):
     (n, k), m = weight.shape, x.shape[0]
     out = torch.full((m, n), -7.0)
@@ -53,7 +41,7 @@ def gemm(x, weight, isa='auto', num_threads=0):
 @pytest.mark.parametrize('k', [1, 7, 31, 32, 33, 64, 172, 1000])
 @pytest.mark.parametrize('n', [1, 8, 17, 64])
 def test_every_shape_gives_the_bits_of_the_oracle_whatever_m_is(n, k, isa):
-    weight, x = random_weight(n, k), random_x(max(ROWS_OF_X), k)
+    weight, x = random_int8_weight(n, k), random_x(max(ROWS_OF_X), k)
     expected = reference.linear(x, weight)
     for m in ROWS_OF_X:
         assert torch.equal(gemm(x[:m], weight, isa), expected[:m]), f'{m} rows of x'
@@ -61,7 +49,7 @@ def test_every_shape_gives_the_bits_of_the_oracle_whatever_m_is(n, k, isa):
 
 @every_isa
 def test_more_rows_than_a_block_of_the_weight_holds(isa):
-    weight, x = random_weight(101, 65), random_x(5, 65)
+    weight, x = random_int8_weight(101, 65), random_x(5, 65)
     assert torch.equal(gemm(x, weight, isa), reference.linear(x, weight))
 
 
@@ -69,7 +57,7 @@ def test_more_rows_than_a_block_of_the_weight_holds(isa):
 @pytest.mark.parametrize('m', [1, 330])
 def test_the_number_of_threads_does_not_change_a_bit(m, isa):
     """Both shapes hold work for five threads, and 330 rows are quantized by three."""
-    weight = random_weight(64 if m > 1 else 21000, 1000)
+    weight = random_int8_weight(64 if m > 1 else 21000, 1000)
     x = random_x(m, 1000)
     expected = reference.linear(x, weight)
     for num_threads in (0, 1, 2, 5):
@@ -96,13 +84,13 @@ def test_a_tie_is_rounded_to_even(isa):
 @every_isa
 @pytest.mark.parametrize('magnitude', [1e-45, 1e-40, 1e-36, 2e-36, 1e-20, 1e-3, 1e4, 1e20, 1e30])
 def test_tiny_and_huge_tokens_give_the_bits_of_the_oracle(magnitude, isa):
-    weight, x = random_weight(17, 172), random_x(5, 172) * magnitude
+    weight, x = random_int8_weight(17, 172), random_x(5, 172) * magnitude
     assert torch.equal(gemm(x, weight, isa), reference.linear(x, weight))
 
 
 @every_isa
 def test_an_outlier_and_a_row_of_zeros_give_the_bits_of_the_oracle(isa):
-    weight, x = random_weight(17, 172), random_x(6, 172)
+    weight, x = random_int8_weight(17, 172), random_x(6, 172)
     x[1], x[3, 100], x[4] = 0, -1e6, x[4].abs()
     weight.qweight[5], weight.scales[6] = 0, 0
     out = gemm(x, weight, isa)
@@ -113,7 +101,7 @@ def test_an_outlier_and_a_row_of_zeros_give_the_bits_of_the_oracle(isa):
 @every_isa
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 def test_a_value_that_is_no_number_makes_nan_of_its_row_alone(value, isa):
-    weight, x = random_weight(17, 100), random_x(8, 100)
+    weight, x = random_int8_weight(17, 100), random_x(8, 100)
     expected = gemm(x, weight, isa)
     x[5, 77] = value
     out = gemm(x, weight, isa)
@@ -125,7 +113,7 @@ def test_a_value_that_is_no_number_makes_nan_of_its_row_alone(value, isa):
 @every_isa
 @pytest.mark.parametrize('m', [1, 5])
 def test_nothing_beside_the_result_is_written_and_no_alignment_is_needed(m, isa):
-    weight, x = random_weight(9, 45), random_x(m, 45)
+    weight, x = random_int8_weight(9, 45), random_x(m, 45)
     shifted_x = torch.cat((torch.zeros(1), x.flatten()))
     shifted_q = torch.cat((torch.zeros(1, dtype=torch.int8), weight.qweight.flatten()))
     shifted_scales = torch.cat((torch.zeros(1), weight.scales))

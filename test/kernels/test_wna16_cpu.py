@@ -18,11 +18,12 @@ import signal
 from threading import Thread
 import time
 
+from cpu_problems import assert_matches_wna16, random_weight, random_x
 import pytest
 import torch
 
 from tinychat_ros.kernels import extension
-from tinychat_ros.kernels.packing import pack_codes, pack_cpu_tiles, QuantizedWeight
+from tinychat_ros.kernels.packing import pack_cpu_tiles
 
 kernels = extension.load()
 if kernels is None:
@@ -39,42 +40,11 @@ every_isa = pytest.mark.parametrize('isa', kernels.cpu_isas())
 both_widths = pytest.mark.parametrize('bits', [3, 4])
 
 
-def seeded(*numbers):
-    return torch.Generator().manual_seed(hash(numbers) % 2**31)
-
-
-def random_weight(n, k, group_size=-1, bits=4, q=None, zero=None, scale=None):
-    """Build a weight of random values, or of the ones that are given."""
-    group = k if group_size == -1 else group_size
-    generator = seeded(n, k, group)
-
-    def values(shape, value):
-        random = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
-        return random if value is None else torch.full_like(random, value)
-
-    scales = torch.rand(n, k // group, generator=generator) * 0.1
-    if scale is not None:
-        scales = torch.full_like(scales, scale)
-    return QuantizedWeight(pack_codes(values((n, k), q), bits), scales.half(),
-                           values((n, k // group), zero), group, bits)
-
-
-def random_x(m, k):
-    return torch.randn(m, k, generator=seeded(m, k))
-
-
 def gemm(x, tiles, isa='auto', num_threads=0):
     out = torch.full((x.shape[0], tiles.n), float('nan'))
     kernels.wna16_gemm(x.data_ptr(), tiles.data.data_ptr(), out.data_ptr(), x.shape[0], tiles.n,
                        tiles.k, tiles.bits, tiles.block, num_threads, isa)
     return out
-
-
-def assert_matches_oracle(out, x, weight):
-    """Check to a few fp32 roundings of the sum of |x| |w|; where that is 0, to the bit."""
-    x, w = x.double(), weight.dequantize(torch.float64)
-    error = (out.double() - x @ w.T).abs()
-    assert (error <= 2e-6 * (x.abs() @ w.abs().T)).all(), error.max()
 
 
 @every_isa
@@ -85,7 +55,7 @@ def test_every_shape_matches_the_oracle_and_m_does_not_change_a_bit(n, k, group_
     tiles = pack_cpu_tiles(weight)
     x = random_x(max(ROWS_OF_X), k)
     out = gemm(x, tiles, isa)
-    assert_matches_oracle(out, x, weight)
+    assert_matches_wna16(out, x, weight)
     for m in ROWS_OF_X:
         assert torch.equal(gemm(x[:m], tiles, isa), out[:m]), f'{m} rows of x'
 
@@ -109,7 +79,7 @@ def test_the_number_of_threads_does_not_change_a_bit(n, k, m, bits, isa):
 def test_extreme_codes_and_zero_points_match_the_oracle(bits, q, zero, offset, isa):
     weight = random_weight(24, 384, 128, bits, q=q, zero=zero)
     x = random_x(5, 384) + offset
-    assert_matches_oracle(gemm(x, pack_cpu_tiles(weight), isa), x, weight)
+    assert_matches_wna16(gemm(x, pack_cpu_tiles(weight), isa), x, weight)
 
 
 @every_isa
@@ -118,7 +88,7 @@ def test_extreme_codes_and_zero_points_match_the_oracle(bits, q, zero, offset, i
 def test_subnormal_and_large_scales_match_the_oracle(scale, bits, isa):
     weight = random_weight(24, 160, 32, bits, scale=scale)
     x = random_x(5, 160)
-    assert_matches_oracle(gemm(x, pack_cpu_tiles(weight), isa), x, weight)
+    assert_matches_wna16(gemm(x, pack_cpu_tiles(weight), isa), x, weight)
 
 
 @every_isa

@@ -79,14 +79,24 @@ def fake_quantize_activations(x: Tensor, group: int) -> Tensor:
 
     :returns: [T, K], dequantized, in the dtype of x.
     """
+    (q, scale), (residual, its_scale) = quantize_groups(x, group)
+    rounded = q * scale[:, None].double() + residual * its_scale[:, None].double()
+    return rounded.to(x.dtype).view(x.shape)
+
+
+def quantize_groups(x: Tensor, group: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """
+    Quantize x [T, K] as :func:`fake_quantize_activations` says.
+
+    :returns: q int8 [T * K / group, group] and scale fp32 [T * K / group] of the groups, then of
+        what that took away, with scale 0 where it is not kept.
+    """
     groups = x.reshape(-1, group).double()
     q, scale = quantize_per_token(groups)
-    rounded = q * scale[:, None].double()
     sums = q.abs().sum(-1)
     has_outlier = (sums > 0) & (sums < 127 + OTHERS_MEAN * group)
-    residual, its_scale = quantize_per_token(groups - rounded)
-    rounded += torch.where(has_outlier, its_scale, 0)[:, None] * residual
-    return rounded.to(x.dtype).view(x.shape)
+    residual, its_scale = quantize_per_token(groups - q * scale[:, None].double())
+    return (q, scale), (residual, torch.where(has_outlier, its_scale, 0))
 
 
 def _linear_int8(x: Tensor, weight: Int8Weight) -> Tensor:
