@@ -101,7 +101,7 @@ class RandomWeights:
         """Return one linear of all the rows."""
         n = sum(out_features)
         if names == ['lm_head']:
-            return (Linear(self.tensor('lm_head', [n, in_features])),)
+            return (prepare(self.tensor('lm_head', [n, in_features])),)
         weight = self._quantized(n, in_features)
         if self._int8_activations:
             return (prepare(weight, None, None, tile_columns(self._group_size), self._dtype),)

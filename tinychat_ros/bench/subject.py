@@ -73,7 +73,8 @@ def of_checkpoint(config: EngineConfig, max_seq_len: int) -> Subject:
         check_fit(str(reader.path), size, reader.config, config.torch_kv_dtype(), 1, max_seq_len,
                   config.budget())
         begin = time.perf_counter()
-        model, _ = load_model(reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations])
+        model, _ = load_model(reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations],
+                              config.weight_cache_path)
     return _with_runner(model, config, max_seq_len, begin)
 
 

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 import logging
 import math
@@ -27,12 +28,13 @@ from torch import Tensor
 
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.checkpoint.weight_cache import WeightCache
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels.linear import (
-    can_concatenate, concatenate, Linear, prepare, rounding_is_faster, StoredWeight,
-    why_reference)
+    can_concatenate, concatenate, has_cpu_kernels, Linear, prepare, rounding_is_faster,
+    StoredWeight, why_reference)
 from tinychat_ros.kernels.packing import (
-    QuantizedWeight, tensors_of, tile_columns, TileOrder)
+    CpuTiles, QuantizedWeight, tensors_of, tile_columns, TileOrder)
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
@@ -47,14 +49,17 @@ class WeightLoader:
 
     :param dtype: of plain weights, norms and activations.
     :param int8_activations: see :func:`load_model`.
+    :param cache: where what is packed for CPU kernels is found, and kept.
     """
 
     def __init__(self, reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
-                 int8_activations: Optional[bool] = False) -> None:
+                 int8_activations: Optional[bool] = False,
+                 cache: Optional[WeightCache] = None) -> None:
         self._reader = reader
         self._dtype = dtype
         self._device = device
         self._int8_activations = int8_activations
+        self._cache = cache
         self.formats: Counter[str] = Counter()
         self.on_reference: dict[str, list[str]] = {}
 
@@ -65,6 +70,27 @@ class WeightLoader:
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
                 order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
         """Return linears that share an input, joined into one where their kinds allow it."""
+        if self._cache is None:
+            return self._read_linears(names, out_features, in_features, order)
+        name = ' + '.join(names)
+        tiles = self._cache.take(name, sum(out_features), in_features)
+        if tiles is not None:
+            return (self._cached_linear(names, out_features, tiles),)
+        linears = self._read_linears(names, out_features, in_features, order)
+        if len(linears) == 1 and isinstance(linears[0].weight, CpuTiles):
+            self._cache.keep(name, linears[0].weight)
+        return linears
+
+    def _cached_linear(self, names: Sequence[str], out_features: Sequence[int],
+                       tiles: CpuTiles) -> Linear:
+        self.formats.update(formats.detect(self._reader, name).name for name in names)
+        biases = [self._bias(name, n) for name, n in zip(names, out_features)]
+        rounds = self._rounds_input_of(tiles.bits, None)
+        return Linear(tiles, None if biases[0] is None else torch.cat(biases),
+                      tiles.block if rounds else 0)
+
+    def _read_linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
+                      order: Optional[TileOrder]) -> tuple[Linear, ...]:
         weights = [self._weight(name, n, in_features) for name, n in zip(names, out_features)]
         biases = [self._bias(name, n) for name, n in zip(names, out_features)]
         has_bias = {bias is not None for bias in biases}
@@ -98,20 +124,22 @@ class WeightLoader:
         reason = why_reference(weight, self._dtype)
         if reason is not None:
             self.on_reference.setdefault(reason, []).append(name)
-        if not isinstance(weight, QuantizedWeight) or not self._rounds_input_of(weight, reason):
+        if not isinstance(weight, QuantizedWeight) or not self._rounds_input_of(
+                weight.bits, reason):
             return prepare(weight, bias, order, dtype=self._dtype)
         # Kernels that do more with the product leave no place to round its input.
         return prepare(weight, bias, None, tile_columns(weight.group_size), self._dtype)
 
-    def _rounds_input_of(self, weight: QuantizedWeight, refusal: Optional[str]) -> bool:
+    def _rounds_input_of(self, bits: int, refusal: Optional[str]) -> bool:
         if self._int8_activations is not None:
             return self._int8_activations
-        return rounding_is_faster(self._device) and weight.bits == 4 and refusal is None
+        return rounding_is_faster(self._device) and bits == 4 and refusal is None
 
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
                max_seq_len: int,
-               int8_activations: Optional[bool] = False) -> tuple[LlamaModel, str]:
+               int8_activations: Optional[bool] = False,
+               cache_folder: Optional[Path] = None) -> tuple[LlamaModel, str]:
     """
     Build the model of an open checkpoint.
 
@@ -119,6 +147,8 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
         for each token and tile of the CPU kernels: a weight's group, at most 128 along K. Linears
         of int8 round theirs by themselves; the inputs of plain ones stay as they are. None rounds
         where that is faster: at the CPU kernels of 4-bit weights.
+    :param cache_folder: for weights that are packed for CPU kernels, see
+        :mod:`~tinychat_ros.checkpoint.weight_cache`; None keeps none.
     :returns: the model, and the name of the format that most of its linears have.
     :raises ConfigError: int8 activations are asked for, and no linear is of 4 bits or less.
     """
@@ -126,8 +156,13 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
                                 for name in formats.layer_names(reader)):
         raise ConfigError(f'activations: expected fp16 for {reader.path}, which has no linear of '
                           '4 bits or less, got int8')
-    weights = WeightLoader(reader, dtype, device, int8_activations)
-    model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
+    with ExitStack() as stack:
+        cache = (stack.enter_context(WeightCache(cache_folder, reader))
+                 if cache_folder is not None and has_cpu_kernels(device) else None)
+        weights = WeightLoader(reader, dtype, device, int8_activations, cache)
+        model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
+        if cache is not None:
+            cache.save()
     weights.log_reference_layers()
     return model, weights.formats.most_common(1)[0][0]
 

@@ -32,7 +32,7 @@ from tinychat_ros.bench.subject import of_checkpoint, of_shape
 from tinychat_ros.bench.table import plot, table
 from tinychat_ros.checkpoint.loader import check_fit
 from tinychat_ros.checkpoint.writer import replace_file
-from tinychat_ros.commands.common import device_options, output_options
+from tinychat_ros.commands.common import device_options, output_options, WEIGHT_CACHE_HELP
 from tinychat_ros.engine.config import (
     ACTIVATIONS, EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES)
 from tinychat_ros.errors import ConfigError
@@ -65,6 +65,7 @@ def add(commands: Any) -> None:
                         help='of 4-bit linears (default: auto, int8 on the CPU)')
     parser.add_argument('--lm-head-dtype', default='auto', choices=LM_HEAD_DTYPES,
                         help='default: auto, as it is stored')
+    parser.add_argument('--weight-cache', default='', metavar='DIR', help=WEIGHT_CACHE_HELP)
     parser.add_argument('--plot', metavar='FILE',
                         help='draw the fractions of the limits, a PNG (needs matplotlib)')
     parser.add_argument('--ladder', action='store_true',
@@ -98,7 +99,7 @@ def _bench(args: argparse.Namespace) -> int:
     config = EngineConfig(model=args.model or '', device=args.device, dtype=args.dtype,
                           kv_cache_dtype=args.kv_cache_dtype,
                           lm_head_dtype=args.lm_head_dtype, activations=args.activations,
-                          num_threads=args.threads)
+                          weight_cache=args.weight_cache, num_threads=args.threads)
     _check(args)
     max_seq_len = max(max(args.context) + ROOM, *args.prefill)
     if args.model:

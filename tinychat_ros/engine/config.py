@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import os
 from pathlib import Path
-from typing import Collection
+from typing import Collection, Optional
 
 import torch
 
@@ -63,6 +63,8 @@ class EngineConfig:
     :param lm_head_dtype: 'auto' leaves the LM head as it is stored; 'int8' rounds a plain one,
         which each token then reads in half the time.
     :param memory_budget: bytes for weights and KV cache; 0 is 90 % of what is free.
+    :param weight_cache: folder in which weights stay as they are packed for CPU kernels, so that
+        the next start is faster; '' is tinychat_ros below $XDG_CACHE_HOME or ~/.cache, 'off' none.
     :param num_threads: of torch and the CPU kernels, in this whole process; 0 is every core that
         it may use, or one for a model so small that threads cost more than they bring.
     :param prefill_chunk: tokens per piece of a prefill; cancelling waits for one piece.
@@ -80,6 +82,7 @@ class EngineConfig:
     kv_cache_dtype: str = 'auto'
     lm_head_dtype: str = 'auto'
     memory_budget: int = 0
+    weight_cache: str = ''
     num_threads: int = 0
     prefill_chunk: int = 256
     chat_template: str = ''
@@ -106,6 +109,16 @@ class EngineConfig:
     def model_path(self) -> Path:
         """Return the checkpoint folder."""
         return DEMO_MODEL if self.model in ('', 'demo') else Path(os.path.expanduser(self.model))
+
+    @property
+    def weight_cache_path(self) -> Optional[Path]:
+        """Return the folder of packed weights, or None for none."""
+        if self.weight_cache == 'off':
+            return None
+        default = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+        path = Path(os.path.expanduser(self.weight_cache or os.path.join(default, 'tinychat_ros')))
+        # A process may have no home, and the caches of others do not belong in its folder.
+        return path if self.weight_cache or path.is_absolute() else None
 
     def torch_device(self) -> torch.device:
         """Return the device to run on."""

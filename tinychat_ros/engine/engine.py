@@ -79,7 +79,8 @@ class Engine:
             self.default_sampling = SamplingParams.from_generation_config(
                 reader.generation_config())
             model, weight_format = load_model(
-                reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations])
+                reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations],
+                config.weight_cache_path)
             if config.lm_head_dtype == 'int8':
                 model.quantize_head()
             self.info = ModelInfo(

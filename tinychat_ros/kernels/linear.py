@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import KernelError
-from tinychat_ros.kernels import cuda, extension, reference
+from tinychat_ros.kernels import cuda, extension, memory, reference
 from tinychat_ros.kernels.packing import (
     cpu_tiles_refusal, CpuTiles, cuda_tiles_refusal, CudaTiles, int8_refusal, Int8Weight,
     NATURAL, natural_order, pack_cpu_tiles, QuantizedWeight, tensors_of, TileOrder)
@@ -50,16 +50,25 @@ class Linear:
     activation_group: int = 0
 
 
+def has_cpu_kernels(device: torch.device) -> bool:
+    """Say whether the compiled CPU kernels run what is on a device."""
+    return device.type == 'cpu' and extension.cuda(device) is None and extension.load() is not None
+
+
 def rounding_is_faster(device: torch.device) -> bool:
     """Say whether linears of 4 bits are faster with int8 activations: on the CPU they are."""
-    return device.type == 'cpu' and extension.cuda(device) is None and extension.load() is not None
+    return has_cpu_kernels(device)
 
 
 def int8_rows(weight: Tensor) -> Int8Weight:
     """Round a plain weight [N, K] to int8 with a scale per row, some rows at a time."""
-    parts = [reference.quantize_per_token(rows) for rows in weight.split(_ROWS_AT_ONCE)]
-    qweight, scales = zip(*parts)
-    return Int8Weight(torch.cat(qweight), torch.cat(scales))
+    qweight = memory.zeros(weight.shape, torch.int8, weight.device)
+    scales = []
+    for rows, rounded in zip(weight.split(_ROWS_AT_ONCE), qweight.split(_ROWS_AT_ONCE)):
+        values, scale = reference.quantize_per_token(rows)
+        rounded.copy_(values)
+        scales.append(scale)
+    return Int8Weight(qweight, torch.cat(scales))
 
 
 def concatenate(weights: Sequence[StoredWeight]) -> StoredWeight:
@@ -110,7 +119,7 @@ def prepare(weight: StoredWeight, bias: Optional[Tensor] = None,
     :param dtype: of the activations.
     """
     if not isinstance(weight, QuantizedWeight) or why_reference(weight, dtype) is not None:
-        return Linear(weight, bias, activation_group)
+        return Linear(_in_large_pages(weight), bias, activation_group)
     if extension.cuda(weight.qweight.device) is None:
         return Linear(pack_cpu_tiles(weight), bias, activation_group)
     order = order or natural_order(weight.shape[0])
@@ -123,6 +132,13 @@ def _why_not_on_cpu(weight: Union[QuantizedWeight, Int8Weight]) -> Optional[str]
     if extension.load() is None:
         return extension.why_absent()
     return int8_refusal(weight) if isinstance(weight, Int8Weight) else cpu_tiles_refusal(weight)
+
+
+def _in_large_pages(weight: StoredWeight) -> StoredWeight:
+    if isinstance(weight, Tensor):
+        return memory.in_large_pages(weight)
+    return replace(weight, **{field: memory.in_large_pages(tensor)
+                              for field, tensor in tensors_of(weight).items()})
 
 
 def _kind(weight: StoredWeight) -> str:

@@ -30,6 +30,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from tinychat_ros.errors import KernelError
+from tinychat_ros.kernels import memory
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,11 @@ def cpu_tiles_refusal(weight: QuantizedWeight) -> str | None:
     return None
 
 
+def cpu_tiles_shape(n: int, k: int, bits: int, block: int) -> tuple[int, int, int]:
+    """Return the shape of the data of CpuTiles."""
+    return math.ceil(n / TILE_ROWS), k // block, block * bits * 2 + 48
+
+
 def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
     """
     Pack a weight into tiles of 16 rows, needing little memory beyond the result.
@@ -194,8 +200,7 @@ def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
         raise KernelError(f'pack_cpu_tiles: {refusal}')
     n, k = weight.shape
     block = tile_columns(weight.group_size)
-    data = torch.empty((n + TILE_ROWS - 1) // TILE_ROWS, k // block,
-                       block * weight.bits * 2 + 48, dtype=torch.uint8)
+    data = memory.zeros(cpu_tiles_shape(n, k, weight.bits, block), torch.uint8)
     for begin in range(0, n, _ROWS_AT_ONCE):
         rows = slice(begin, begin + _ROWS_AT_ONCE)
         part = replace(weight, **{field: tensor[rows]
