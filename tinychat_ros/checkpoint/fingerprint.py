@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tells whether the files of a checkpoint are the same as before: by what stat says, or content."""
+"""Tells whether files are the same as before: by what stat says, or by their content."""
 
 from __future__ import annotations
 

@@ -153,7 +153,8 @@ class CheckpointReader:
         tensor = self._read(name, shape)
         if tensor.dtype not in _FLOAT_DTYPES:
             raise CheckpointError(f'{name}: expected fp32, fp16 or bf16, got {tensor.dtype}')
-        if not torch.isfinite(tensor).all():
+        # It copies nothing: isfinite() took thirty times as long for an embedding.
+        if tensor.numel() and not all(map(math.isfinite, torch.aminmax(tensor))):
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(f'{name}: expected finite values, got NaN or infinity in '
                                   f'{bad} of {tensor.numel()}')

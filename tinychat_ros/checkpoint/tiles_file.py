@@ -48,16 +48,16 @@ class Facts:
     """
     What such a file says of itself.
 
+    :param layout: LAYOUT_VERSION of the weights.
     :param content: SHA-256 of the checkpoint's files.
     :param files: their signature, when the file was written.
     :param weights: for each weight n, k, bits, block and checksum.
-    :param layout: LAYOUT_VERSION of the weights.
     """
 
+    layout: int
     content: str
     files: list[list[Any]]
     weights: dict[str, dict[str, Any]]
-    layout: int = LAYOUT_VERSION
 
 
 class TilesFile:
@@ -73,7 +73,8 @@ class TilesFile:
         try:
             header, self._begin = _read_header(file)
             metadata = header['__metadata__']
-            seal, self.facts = metadata.pop('sha256'), Facts(**json.loads(metadata['tinychat_ros']))
+            seal = metadata.pop('sha256')
+            self.facts = Facts(**json.loads(metadata['tinychat_ros']))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise CheckpointError('it is no file of packed weights') from None
         if seal != digest(header):
@@ -114,7 +115,8 @@ def write(path: Path, weights: Mapping[str, CpuTiles], content: str,
     :param content: see Facts, as files.
     :raises OSError: it cannot be written, as on a full disk.
     """
-    facts = Facts(content, files, {name: _fact(weight) for name, weight in weights.items()})
+    facts = Facts(LAYOUT_VERSION, content, files,
+                  {name: _fact(weight) for name, weight in weights.items()})
     header = json.dumps(_header(weights, facts)).encode()
     header += b' ' * (-len(header) % 8)
     descriptor, partial = tempfile.mkstemp(PARTIAL, f'.{path.name}.', path.parent)

@@ -75,8 +75,8 @@ SPECS = (
          at_load=True),
     Spec('memory_budget_mb', 0, 'Weights and KV cache may take this [MiB]; 0 is 90 % of what is '
          'free.', at_load=True, span=(0, _INT_MAX)),
-    Spec('weight_cache', '', 'Folder in which weights stay as they are packed for the CPU; empty is '
-         "tinychat_ros in the user's cache folder, 'off' is none.", at_load=True),
+    Spec('weight_cache', '', 'Folder in which weights stay as they are packed for the CPU; empty '
+         "is tinychat_ros in the user's cache folder, 'off' is none.", at_load=True),
     Spec('num_threads', 0, 'CPU threads; 0 is every core, or one for a small model.', at_load=True,
          span=(0, 1024)),
     Spec('prefill_chunk', 256, 'Prompt tokens between two chances to cancel [tokens].',
