@@ -73,13 +73,13 @@ def test_a_home_folder_is_written_as_a_tilde(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('option, environment, expected', [
     ('', {'XDG_CACHE_HOME': '/elsewhere'}, '/elsewhere/tinychat_ros'),
-    ('', {'XDG_CACHE_HOME': ''}, '/home/robot/.cache/tinychat_ros'),
+    ('', {'XDG_CACHE_HOME': ''}, '/robot/.cache/tinychat_ros'),
     ('', {'XDG_CACHE_HOME': 'not/absolute'}, None),
     ('off', {}, None), ('/data/weights', {}, '/data/weights'),
-    ('~/weights', {}, '/home/robot/weights')])
+    ('~/weights', {}, '/robot/weights')])
 def test_packed_weights_stay_in_the_users_cache_unless_said(
         option, environment, expected, monkeypatch):
-    for name, value in {'HOME': '/home/robot', **environment}.items():
+    for name, value in {'HOME': '/robot', **environment}.items():
         monkeypatch.setenv(name, value)
     folder = EngineConfig(weight_cache=option).weight_cache_path
     assert folder == (expected and Path(expected))

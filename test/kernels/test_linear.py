@@ -83,7 +83,7 @@ def test_weights_of_different_kinds_are_not_joined(weights, kinds):
 def test_a_plain_weight_is_left_as_it_is():
     weight = _random(8, 64)
     assert why_reference(weight) is None
-    assert prepare(weight).weight.qweight is weight.qweight
+    assert prepare(weight).weight is weight
 
 
 def test_a_weight_that_fits_is_packed_for_the_kernel():

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import ConfigError
+from tinychat_ros.kernels import memory
 from tinychat_ros.kernels.linear import Linear, prepare, rounding_is_faster
 from tinychat_ros.kernels.packing import (
     QuantizedWeight, record_bytes, RECORD_COLUMNS, RECORD_ROWS, tile_columns, TileOrder)
@@ -101,7 +102,8 @@ class RandomWeights:
         """Return one linear of all the rows."""
         n = sum(out_features)
         if names == ['lm_head']:
-            return (prepare(self.tensor('lm_head', [n, in_features])),)
+            head = self.tensor('lm_head', [n, in_features])
+            return (Linear(memory.in_large_pages(head)),)
         weight = self._quantized(n, in_features)
         if self._int8_activations:
             return (prepare(weight, None, None, tile_columns(self._group_size), self._dtype),)

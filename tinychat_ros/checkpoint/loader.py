@@ -21,7 +21,7 @@ from dataclasses import replace
 import logging
 import math
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -30,11 +30,12 @@ from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.weight_cache import WeightCache
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
+from tinychat_ros.kernels import memory
 from tinychat_ros.kernels.linear import (
     can_concatenate, concatenate, has_cpu_kernels, Linear, prepare, rounding_is_faster,
     StoredWeight, why_reference)
 from tinychat_ros.kernels.packing import (
-    CpuTiles, QuantizedWeight, tensors_of, tile_columns, TileOrder)
+    CpuTiles, Int8Weight, QuantizedWeight, tensors_of, tile_columns, TileOrder)
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
@@ -124,8 +125,9 @@ class WeightLoader:
         reason = why_reference(weight, self._dtype)
         if reason is not None:
             self.on_reference.setdefault(reason, []).append(name)
-        if not isinstance(weight, QuantizedWeight) or not self._rounds_input_of(
-                weight.bits, reason):
+        if not isinstance(weight, QuantizedWeight):
+            return prepare(_in_large_pages(weight), bias, order, dtype=self._dtype)
+        if not self._rounds_input_of(weight.bits, reason):
             return prepare(weight, bias, order, dtype=self._dtype)
         # Kernels that do more with the product leave no place to round its input.
         return prepare(weight, bias, None, tile_columns(weight.group_size), self._dtype)
@@ -134,6 +136,12 @@ class WeightLoader:
         if self._int8_activations is not None:
             return self._int8_activations
         return rounding_is_faster(self._device) and bits == 4 and refusal is None
+
+
+def _in_large_pages(weight: Union[Tensor, Int8Weight]) -> Union[Tensor, Int8Weight]:
+    if isinstance(weight, Tensor):
+        return memory.in_large_pages(weight)
+    return replace(weight, qweight=memory.in_large_pages(weight.qweight))
 
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,

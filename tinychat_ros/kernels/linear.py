@@ -119,7 +119,7 @@ def prepare(weight: StoredWeight, bias: Optional[Tensor] = None,
     :param dtype: of the activations.
     """
     if not isinstance(weight, QuantizedWeight) or why_reference(weight, dtype) is not None:
-        return Linear(_in_large_pages(weight), bias, activation_group)
+        return Linear(weight, bias, activation_group)
     if extension.cuda(weight.qweight.device) is None:
         return Linear(pack_cpu_tiles(weight), bias, activation_group)
     order = order or natural_order(weight.shape[0])
@@ -132,13 +132,6 @@ def _why_not_on_cpu(weight: Union[QuantizedWeight, Int8Weight]) -> Optional[str]
     if extension.load() is None:
         return extension.why_absent()
     return int8_refusal(weight) if isinstance(weight, Int8Weight) else cpu_tiles_refusal(weight)
-
-
-def _in_large_pages(weight: StoredWeight) -> StoredWeight:
-    if isinstance(weight, Tensor):
-        return memory.in_large_pages(weight)
-    return replace(weight, **{field: memory.in_large_pages(tensor)
-                              for field, tensor in tensors_of(weight).items()})
 
 
 def _kind(weight: StoredWeight) -> str:
