@@ -73,12 +73,13 @@ def stages(shape: str, family: str, plot: Path) -> list[Stage]:
     :param family: a pytest expression for the tests to run, without the benchmarks; '' runs all.
     """
     bench = ['-m', 'tinychat_ros.cli', 'bench', '--shape', shape, '--device', 'cuda', '--json']
+    lengths = ['--context', '4', '512', '4096', '--prefill', '128', '512', '1024', '2048']
     build = Stage([Step(BUILD, ['setup.py', 'build_ext', '--inplace'])], 150)
     if family:
         tests = Step(TESTS, [*_PYTEST, 'test/cuda', 'test/gpu', '-k', family])
         return [build, Stage([tests], 140)]
     return [build, Stage(steps_of_tests(), 140),
-            Stage([Step('bench', [*bench, '--plot', str(plot)])], 80),
+            Stage([Step('bench', [*bench, *lengths, '--plot', str(plot)])], 80),
             Stage([Step('ladder', [*bench, '--ladder'])], 50),
             Stage([Step('peers', ['-m', 'benchmarks.gpu_peers', '--shape', shape])], 50)]
 

@@ -98,7 +98,8 @@ class Subject:
             raise ConfigError(f'holdout: expected 1 to {len(texts) - 1}, since {path} has '
                               f'{len(texts)} texts, got {args.holdout}')
         with CheckpointReader(self.folder) as reader:
-            torch.set_num_threads(config.threads(weight_bytes(reader, torch.float16)))
+            size = weight_bytes(reader, torch.float16, self._device)
+            torch.set_num_threads(config.threads(size))
             self._encode = load_tokenizer(reader).encode
             self._context = config.seq_len(reader.config.max_position_embeddings)
         self._calibration = texts[:-args.holdout]

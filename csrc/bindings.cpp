@@ -139,6 +139,12 @@ PYBIND11_MODULE(tinychat_kernels, module) {
              "given by their addresses.");
   module.def("cpu_isas", &tinychat::supported_isas,
              "List the instruction sets that kernels can use on this processor, best first.");
+  module.def(
+      "cpu_use_isa",
+      [](const std::string& isa) {
+        tinychat::set_default_isa(tinychat::resolve_isa({"cpu_use_isa"}, isa));
+      },
+      py::arg("isa"), "Let kernels use an instruction set unless a call names another.");
   module.def("build_info", &tinychat::build_info,
              "Return the compiler, whether CUDA kernels are in, and the layout version.");
   tinychat::bind_cpu(module);

@@ -37,7 +37,7 @@ struct Requirement {
 
 inline std::string resolve_isa(const Requirement& require, const std::string& isa) {
   const auto& supported = supported_isas();
-  if (isa == "auto") return supported.front();
+  if (isa == "auto") return default_isa();
   std::string names = "'auto'";
   for (const auto& name : supported) names += " or '" + name + "'";
   const bool known = std::find(supported.begin(), supported.end(), isa) != supported.end();

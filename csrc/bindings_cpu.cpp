@@ -14,12 +14,18 @@
 
 #include "bindings_cpu.h"
 
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <functional>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "bindings_checks.h"
 #include "cpu/ops.h"
 #include "cpu/program.h"
+#include "cpu/thread_pool.h"
 
 namespace py = pybind11;
 
@@ -112,7 +118,27 @@ void bind_program(py::module_& module) {
       .def(py::init<>())
       .def("begin", &Program::begin)
       .def("end", &Program::end)
-      .def("run", &Program::run, Released());
+      .def(
+          "run",
+          [](const Program& program, const std::function<bool()>& interrupted) {
+            return program.run([&] { return interrupted && interrupted(); });
+          },
+          py::arg("interrupted") = py::none(), Released(),
+          "Make the calls, until interrupted() says so; return whether all were made.");
+}
+
+void bind_threads(py::module_& module) {
+  module.def(
+      "cpu_set_processors",
+      [](const std::vector<int>& processors) {
+        const Requirement require{"cpu_set_processors"};
+        for (const int processor : processors) {
+          require(processor >= 0 && processor < CPU_SETSIZE, "processors",
+                  "0 to " + std::to_string(CPU_SETSIZE - 1), std::to_string(processor));
+        }
+        ThreadPool::instance().set_processors(processors);
+      },
+      py::arg("processors"), "Keep the workers of all CPU kernels to these processors.");
 }
 
 void bind_ends(py::module_& module) {
@@ -297,6 +323,7 @@ namespace tinychat {
 
 void bind_cpu(py::module_& module) {
   cpu::bind_program(module);
+  cpu::bind_threads(module);
   cpu::bind_ends(module);
   cpu::bind_norms(module);
   cpu::bind_elementwise(module);

@@ -66,12 +66,15 @@ class FakeRunner:
         return len(token_ids), self._append(token_ids, slot, start)
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
-               context: Sequence[int]) -> Iterator[int]:
-        """Write each token as the next one is asked for."""
+               context: Sequence[int],
+               interrupted: Callable[[], bool] = lambda: False) -> Iterator[int]:
+        """Write each token as the next one is asked for, unless that is interrupted."""
         sampler = Sampler(sampling, context)
         while True:
             token = sampler.sample(last)
             yield token
+            if interrupted():
+                return
             last = self._append([token], slot, position)
             position += 1
 

@@ -160,7 +160,7 @@ def load_llama(path: Path, dtype: torch.dtype = torch.float32,
 def run_llama(model: LlamaModel, token_ids: Sequence[int], piece: int = 0) -> Tensor:
     """Return the logits fp32 [T, V] of a text that is fed in pieces; 0 feeds it whole."""
     weight = model.embedding
-    cache = KVCache(model.config, 1, len(token_ids), weight.dtype, weight.device)
+    cache = KVCache(model.config, 1, len(token_ids), model.dtype, weight.device)
     piece = piece or len(token_ids)
     ids = torch.tensor(token_ids, device=weight.device)
     return torch.cat([model.forward(ids[start:start + piece], cache, 0, start, all_logits=True)

@@ -14,6 +14,9 @@
 
 #include "cpu/isa.h"
 
+#include <algorithm>
+#include <atomic>
+
 namespace tinychat {
 namespace {
 
@@ -32,11 +35,23 @@ std::vector<std::string> detect_isas() {
   return isas;
 }
 
+std::atomic<size_t>& default_index() {
+  static std::atomic<size_t> index{0};
+  return index;
+}
+
 }  // namespace
 
 const std::vector<std::string>& supported_isas() {
   static const std::vector<std::string> isas = detect_isas();
   return isas;
+}
+
+std::string default_isa() { return supported_isas()[default_index()]; }
+
+void set_default_isa(const std::string& isa) {
+  const auto& isas = supported_isas();
+  default_index() = std::find(isas.begin(), isas.end(), isa) - isas.begin();
 }
 
 }  // namespace tinychat

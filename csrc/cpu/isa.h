@@ -23,4 +23,8 @@ namespace tinychat {
 // 'generic' is always the last.
 const std::vector<std::string>& supported_isas();
 
+// The one that kernels use unless a call names another: the best, until one of them is set.
+std::string default_isa();
+void set_default_isa(const std::string& isa);
+
 }  // namespace tinychat

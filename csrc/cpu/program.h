@@ -17,6 +17,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <stdexcept>
 #include <utility>
@@ -35,8 +36,18 @@ class Program {
 
   void end() { recorded_by_this_thread() = nullptr; }
 
-  void run() const {
-    for (const auto& call : calls_) call();
+  // Makes the calls, and asks every few milliseconds whether to go on; says whether all were made.
+  template <typename Interrupted>
+  bool run(const Interrupted& interrupted) const {
+    auto asked = Clock::now();
+    for (const auto& call : calls_) {
+      if (Clock::now() - asked > kAskAgain) {
+        if (interrupted()) return false;
+        asked = Clock::now();
+      }
+      call();
+    }
+    return true;
   }
 
   template <typename Call>
@@ -49,6 +60,11 @@ class Program {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
+  // To ask takes the GIL. Steps of small models are shorter than this.
+  static constexpr auto kAskAgain = std::chrono::milliseconds(5);
+
   static Program*& recorded_by_this_thread() {
     static thread_local Program* program = nullptr;
     return program;

@@ -14,11 +14,12 @@
 
 #include "cpu/thread_pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <thread>
+#include <system_error>
 
 #include "common.h"
 
@@ -98,8 +99,28 @@ ThreadPool& ThreadPool::instance() {
 }
 
 void ThreadPool::add_worker() {
-  std::thread(&ThreadPool::work, this, workers_ + 1).detach();
-  ++workers_;
+  std::thread worker(&ThreadPool::work, this, static_cast<int>(workers_.size()) + 1);
+  workers_.push_back(worker.native_handle());
+  keep_to_processors(workers_.back());
+  worker.detach();
+}
+
+void ThreadPool::set_processors(const std::vector<int>& processors) {
+  const std::lock_guard<std::mutex> turn(caller_mutex_);
+  processors_ = processors;
+  for (const auto worker : workers_) keep_to_processors(worker);
+}
+
+void ThreadPool::keep_to_processors(
+    [[maybe_unused]] std::thread::native_handle_type worker) const {
+#if defined(__linux__)
+  if (processors_.empty()) return;
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  for (const int processor : processors_) CPU_SET(processor, &allowed);
+  const int error = pthread_setaffinity_np(worker, sizeof(allowed), &allowed);
+  if (error != 0) throw std::system_error(error, std::generic_category(), "set_processors");
+#endif
 }
 
 // A worker looks at nothing but call_ until it takes part: the rest is the caller's until then.
@@ -151,7 +172,7 @@ void ThreadPool::parallel_for(int64_t count, int num_threads, const Task& task) 
   if (parts <= 1 || count > INT32_MAX) return task(0, count);
   const std::lock_guard<std::mutex> turn(caller_mutex_);
   if (Clock::now() < alone_until_) return task(0, count);
-  while (workers_ < parts - 1) add_worker();
+  while (static_cast<int64_t>(workers_.size()) < parts - 1) add_worker();
   task_ = &task;
   piece_ = ceil_div(count, parts * kPieces);
   for (int64_t i = 0; i < parts; ++i) {

@@ -23,6 +23,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 namespace tinychat {
@@ -51,6 +52,9 @@ class ThreadPool {
   // parallel_for.
   void parallel_for(int64_t count, int num_threads, const Task& task);
 
+  // Keeps all workers, those to come too, to these processors.
+  void set_processors(const std::vector<int>& processors);
+
  private:
   using Clock = std::chrono::steady_clock;
 
@@ -61,6 +65,7 @@ class ThreadPool {
 
   ThreadPool();
   void add_worker();
+  void keep_to_processors(std::thread::native_handle_type worker) const;
   void work(int index);
   void run_parts(int index);
   bool take(Part& part, bool from_the_end, int64_t* begin, int64_t* end);
@@ -69,7 +74,8 @@ class ThreadPool {
 
   const pid_t owner_;
   std::mutex caller_mutex_;  // Held through a whole parallel_for.
-  int workers_ = 0;          // As all that the caller alone uses.
+  std::vector<std::thread::native_handle_type> workers_;  // As all that the caller alone uses.
+  std::vector<int> processors_;
   Clock::time_point alone_until_{};
   Clock::duration penalty_{};
 

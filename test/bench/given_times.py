@@ -27,6 +27,7 @@ MEASURED = Measured(
              (Kernel('attention@4', 8, 4, 16, 400, 10, 4), timing(2e-6)),
              (Kernel('attention@64', 8, 64, 16, 6400, 10, 64), timing(3e-6)),
              (Kernel('lm_head', 1, 500, 100, 100_000, 1), timing(2e-6))],
+    products=[(Kernel('qkv', 32, 300, 100, 20_000, 10), timing(1e-5))], threads=2,
     decode=[Decode(4, timing(1e-4), timing(5e-5)), Decode(64, timing(2e-4), None)],
     prefill=[Prefill(32, timing(1e-2))],
     time_to_first_token=timing(0.25), load_seconds=1.5, peak_memory_bytes=12345,

@@ -22,6 +22,7 @@ import torch
 
 from tinychat_ros import cli
 from tinychat_ros.engine.config import EngineConfig
+from tinychat_ros.kernels import extension
 
 QUICK = ('--device', 'cpu', '--context', 4, 20, '--prefill', 8, 33)
 TINY = ('--shape', 'tiny', '--group-size', 32)
@@ -44,9 +45,9 @@ def test_a_shape_is_measured_with_every_key(capsys):
     found = measured(capsys, *TINY, *QUICK)
     assert set(found) == {
         'device', 'gpu', 'threads', 'torch', 'dtype', 'kv_cache_dtype', 'lm_head_dtype',
-        'activations', 'shape', 'model',
+        'activations', 'isa', 'shape', 'model',
         'read_bandwidth_gbs', 'copy_bandwidth_gbs', 'matrix_tflops', 'load_seconds',
-        'peak_memory_bytes', 'time_to_first_token', 'kernels', 'decode', 'prefill'}
+        'peak_memory_bytes', 'time_to_first_token', 'kernels', 'products', 'decode', 'prefill'}
     assert (found['device'], found['gpu'], found['dtype'], found['torch']) == (
         'cpu', None, 'float32', torch.__version__)
     assert (found['shape'], found['model'], found['threads']) == ('tiny', None, 1)
@@ -69,8 +70,8 @@ def test_its_figures_agree_with_each_other(capsys):
     weights = sum(kernels[name]['bytes'] * kernels[name]['calls'] for name in LINEARS)
     for row in found['decode']:
         attention = kernels[f"attention@{row['context']}"]
-        # K and V of 3 layers, 2 heads and 16 dimensions in fp32.
-        assert attention['bytes'] * 3 == row['context'] * 2 * 3 * 2 * 16 * 4
+        # K and V of 3 layers, 2 heads and 16 dimensions in fp16.
+        assert attention['bytes'] * 3 == row['context'] * 2 * 3 * 2 * 16 * 2
         assert row['bytes_per_token'] == weights + attention['bytes'] * 3
         assert row['fraction_of_limit'] == pytest.approx(
             row['bytes_per_token'] / bandwidth * row['tokens_per_second'])
@@ -89,6 +90,24 @@ def test_the_shapes_of_the_linears_are_those_of_the_model(capsys):
             for name in LINEARS} == {
         'qkv': (1, 128, 64, 3), 'o': (1, 64, 64, 3), 'gate_up': (1, 256, 64, 3),
         'down': (1, 64, 128, 3), 'lm_head': (1, 96, 64, 1)}
+
+
+def test_the_products_of_each_prefill_are_measured(capsys):
+    found = measured(capsys, *TINY, *QUICK)['products']
+    assert [(row['name'], row['m']) for row in found] == [
+        (name, tokens) for tokens in (8, 33) for name in LINEARS[:-1]]
+    assert all(row['gmacs'] > 0 and row['gmacs'] == row['gmacs_per_thread'] for row in found)
+
+
+def test_the_instruction_set_can_be_chosen(capsys):
+    if extension.load() is None:
+        pytest.skip(extension.why_absent())
+    isas = extension.load().cpu_isas()
+    try:
+        assert measured(capsys, *TINY, *QUICK, '--isa', 'generic')['isa'] == 'generic'
+    finally:
+        extension.load().cpu_use_isa(isas[0])
+    assert measured(capsys, *TINY, *QUICK)['isa'] == isas[0]
 
 
 def test_a_checkpoint_is_measured_too(capsys, tmp_path):
@@ -126,6 +145,7 @@ def test_the_plot_is_written_as_a_png(capsys, tmp_path):
 @pytest.mark.parametrize('args, words', [
     (('--shape', 'llama-9'), "shape: expected one of tinyllama-1.1b, llama-2-7b"),
     (('--shape', 'tiny', '--context', 4, 0), 'context: expected 1 or more, got 0'),
+    (('--shape', 'tiny', '--isa', 'mmx'), 'isa: expected'),
     (('--shape', 'tiny', '--prefill', -1), 'prefill: expected 1 or more, got -1'),
     (('--model', 'demo', '--ladder'), 'ladder: expected a shape, got a model'),
     (('--model', 'demo', '--group-size', 64), 'group-size: expected with it a shape'),

@@ -26,15 +26,24 @@ def test_a_kernel_s_rate_is_its_bytes_by_its_time():
     assert qkv == pytest.approx(expected)
 
 
+def test_a_product_of_many_tokens_is_held_against_the_matrix_product():
+    [qkv] = figures(MEASURED)['products']
+    rate = 32 * 300 * 100 / 1e-5
+    assert qkv == pytest.approx({
+        'name': 'qkv', 'm': 32, 'n': 300, 'k': 100, 'calls': 10, 'microseconds': 10, 'p10': 5,
+        'p90': 20, 'gmacs': rate / 1e9, 'gmacs_per_thread': rate / 2e9,
+        'fraction_of_matrix_rate': 2 * rate / 1e12})
+
+
 def test_decode_is_held_against_the_time_to_read_its_bytes():
     first, second = figures(MEASURED)['decode']
     assert first == pytest.approx({
         'context': 4, 'tokens_per_second': 1e4, 'milliseconds': 0.1, 'p10': 0.05, 'p90': 0.2,
         'bytes_per_token': 304_000, 'fraction_of_limit': 304_000 / 100e9 / 1e-4,
-        'kernels_milliseconds': 0.01 + 0.02 + 0.002, 'gpu_milliseconds': 0.05})
+        'kernels_milliseconds': 0.01 + 0.02 + 0.002, 'step_milliseconds': 0.05})
     assert second['bytes_per_token'] == 364_000
     assert second['kernels_milliseconds'] == pytest.approx(0.01 + 0.03 + 0.002)
-    assert second['gpu_milliseconds'] is None
+    assert second['step_milliseconds'] is None
 
 
 def test_prefill_is_held_against_the_matrix_product():

@@ -35,7 +35,7 @@ def test_the_table_has_a_line_for_every_row_and_every_single_figure():
     assert [line.split()[0] for line in lines[kernels + 1:kernels + 5]] == [
         'qkv', 'attention@4', 'attention@64', 'lm_head']
     assert len({len(line) for line in lines[kernels:kernels + 5]}) == 1
-    assert len(lines) == 8 + 3 * 2 + 4 + 2 + 1
+    assert len(lines) == 8 + 4 * 2 + 4 + 1 + 2 + 1
 
 
 def test_what_was_not_measured_is_a_dash():

@@ -31,6 +31,7 @@ from tinychat_ros.kernels.packing import Int8Weight
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 _IDS = [i * 7 % 96 for i in range(30)]
+CPU = torch.device('cpu')
 
 
 def _quantize(config, tensors, group=32, keep=lambda name: False):
@@ -138,7 +139,7 @@ def test_the_format_is_that_of_most_layers(keep, name, tmp_path):
     config = llama_config()
     write_model(tmp_path, config, _quantize(config, llama_tensors(config), keep=keep)[0])
     with CheckpointReader(tmp_path) as reader:
-        assert loader.load_model(reader, torch.float32, torch.device('cpu'), 8)[1] == name
+        assert loader.load_model(reader, torch.float32, CPU, 8)[1] == name
 
 
 @pytest.mark.parametrize('group, expected', [(32, 32), (64, 64), (256, 128)])
@@ -194,18 +195,37 @@ def test_every_format_is_counted_and_named(name, tmp_path):
     write_model(tmp_path, config, stored)
     with CheckpointReader(tmp_path) as reader:
         assert loader.num_parameters(reader) == sum(t.numel() for t in tensors.values())
-        assert loader.weight_bytes(reader, torch.float32) == sum(t.nbytes for t in stored.values())
-        assert loader.load_model(reader, torch.float32, torch.device('cpu'), 8)[1] == name
+        assert loader.weight_bytes(reader, torch.float32, CPU) == sum(
+            t.nbytes for t in stored.values())
+        assert loader.load_model(reader, torch.float32, CPU, 8)[1] == name
 
 
-def test_weight_bytes_are_those_of_the_compute_dtype(tmp_path):
+def test_weight_bytes_are_those_of_the_compute_dtype_without_kernels(tmp_path, monkeypatch):
     config = llama_config()
     tensors = llama_tensors(config, dtype=torch.float16)
     count = sum(t.numel() for t in tensors.values())
     write_model(tmp_path, config, tensors)
+    monkeypatch.setattr(extension, 'load', lambda: None)
     with CheckpointReader(tmp_path) as reader:
-        assert loader.weight_bytes(reader, torch.float32) == 4 * count
-        assert loader.weight_bytes(reader, torch.float16) == 2 * count
+        assert loader.weight_bytes(reader, torch.float32, CPU) == 4 * count
+        assert loader.weight_bytes(reader, torch.float16, CPU) == 2 * count
+
+
+def test_kernels_read_matrices_of_16_bits_as_they_are_stored(tmp_path):
+    if extension.load() is None:
+        pytest.skip(extension.why_absent())
+    config = llama_config()
+    tensors = llama_tensors(config, dtype=torch.float16)
+    write_model(tmp_path / 'halves', config, tensors)
+    floats = load_llama(write_model(tmp_path / 'floats', config,
+                                    {name: t.float() for name, t in tensors.items()}))
+    with CheckpointReader(tmp_path / 'halves') as reader:
+        size = loader.weight_bytes(reader, torch.float32, CPU)
+        model, _ = loader.load_model(reader, torch.float32, CPU, 40)
+    assert size == sum(t.numel() * (2 if t.dim() == 2 else 4) for t in tensors.values())
+    assert model.embedding.dtype == model.lm_head.weight.dtype == torch.float16
+    assert model.dtype == torch.float32
+    torch.testing.assert_close(run_llama(model, _IDS), run_llama(floats, _IDS))
 
 
 def test_quantized_weight_bytes_are_those_of_the_file(tmp_path):
@@ -213,7 +233,7 @@ def test_quantized_weight_bytes_are_those_of_the_file(tmp_path):
     awq = _quantize(config, llama_tensors(config))[0]
     write_model(tmp_path, config, awq)
     with CheckpointReader(tmp_path) as reader:
-        assert loader.weight_bytes(reader, torch.float32) == sum(
+        assert loader.weight_bytes(reader, torch.float32, CPU) == sum(
             t.numel() * t.element_size() for t in awq.values())
 
 
@@ -224,13 +244,14 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs(tmp_path):
     cache = 2 * 2 * 2 * 16 * 4 * 3 * 50
     write_model(tmp_path, config, tensors)
     with CheckpointReader(tmp_path) as reader:
-        loader.check_memory(reader, torch.float32, torch.float32, 3, 50, weights + cache)
+        loader.check_memory(reader, torch.float32, torch.float32, CPU, 3, 50, weights + cache)
         with pytest.raises(OutOfMemoryError, match='3 slots of 50 positions'):
-            loader.check_memory(reader, torch.float32, torch.float32, 3, 50, weights + cache - 1)
+            loader.check_memory(reader, torch.float32, torch.float32, CPU, 3, 50,
+                                weights + cache - 1)
 
 
 def test_free_memory_is_more_than_nothing():
-    assert 2**20 < loader.available_memory(torch.device('cpu')) < 2**50
+    assert 2**20 < loader.available_memory(CPU) < 2**50
 
 
 @pytest.mark.parametrize('integrated', [False, True], ids=['card', 'Jetson'])

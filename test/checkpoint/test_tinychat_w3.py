@@ -30,6 +30,8 @@ from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import QuantizedWeight
 
+CPU = torch.device('cpu')
+
 
 def _open(path, tensors):
     """Open a folder that holds just these tensors."""
@@ -134,7 +136,8 @@ def test_a_model_is_counted_and_described_from_its_headers(tmp_path):
         layers = {layer.name: layer for layer in summarize_layers(reader)}
         assert loader.num_parameters(reader) == sum(
             t.numel() for t in llama_tensors(config).values())
-        assert loader.weight_bytes(reader, torch.float32) == sum(t.nbytes for t in stored.values())
+        assert loader.weight_bytes(reader, torch.float32, CPU) == sum(
+            t.nbytes for t in stored.values())
         assert weight_bytes_per_token(reader) == sum(
             t.nbytes for name, t in stored.items() if 'embed_tokens' not in name)
     assert layers.pop('lm_head').format == 'plain'

@@ -25,6 +25,7 @@ from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import Int8Weight
 
 _IDS = [i * 7 % 96 for i in range(30)]
+CPU = torch.device('cpu')
 _CONFIG = llama_config(intermediate_size=172, attention_bias=True)
 
 
@@ -74,9 +75,9 @@ def test_its_size_is_one_byte_for_each_int8_weight(tmp_path):
     linears, rows = sum(n * k for n, k in shapes.values()), sum(n for n, _ in shapes.values())
     count = sum(t.numel() for t in tensors.values())
     with CheckpointReader(tmp_path) as reader:
-        assert loader.load_model(reader, torch.float32, torch.device('cpu'), 8)[1] == 'w8a8'
+        assert loader.load_model(reader, torch.float32, CPU, 8)[1] == 'w8a8'
         assert loader.num_parameters(reader) == count
-        assert loader.weight_bytes(reader, torch.float16) == 2 * (count - linears) + (
+        assert loader.weight_bytes(reader, torch.float16, CPU) == 2 * (count - linears) + (
             linears + 4 * rows)
         embedding = 4 * tensors['model.embed_tokens.weight'].numel()
         assert weight_bytes_per_token(reader) == 4 * (count - linears) + linears + 4 * rows - (

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Packed weights that outlive a process: found again, refused with a reason, written anew."""
 
+from dataclasses import replace
 import errno
 import fcntl
 import json
@@ -27,7 +28,7 @@ from tiny_models import (
     linear_shapes, llama_config, llama_tensors, run_llama, write_model)
 import torch
 
-from tinychat_ros.checkpoint import tiles_file, weight_cache
+from tinychat_ros.checkpoint import weight_file, weight_cache
 from tinychat_ros.checkpoint.loader import load_model
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.weight_cache import WeightCache
@@ -35,6 +36,7 @@ from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import LAYOUT_VERSION
+from tinychat_ros.models import llama
 from tinychat_ros.quantization.rtn import quantize_rtn
 
 _IDS = [i * 7 % 96 for i in range(20)]
@@ -74,7 +76,7 @@ def _write(path, seed=0, bits=4, keep=lambda name: False):
 
 def _load(checkpoint, cache=None, int8_activations=False):
     with CheckpointReader(checkpoint) as reader:
-        return load_model(reader, torch.float32, _CPU, 64, int8_activations, cache)[0]
+        return load_model(reader, torch.float32, _CPU, 64, int8_activations, cache_folder=cache)[0]
 
 
 def _logits(checkpoint, cache=None):
@@ -126,15 +128,40 @@ def test_what_is_known_of_the_linears_is_the_same_as_without(checkpoint, cache):
 def test_the_format_is_told_from_the_checkpoint(checkpoint, cache):
     for _ in range(2):
         with CheckpointReader(checkpoint) as reader:
-            assert load_model(reader, torch.float32, _CPU, 64, False, cache)[1] == 'awq-gemm'
+            assert load_model(reader, torch.float32, _CPU, 64, cache_folder=cache)[1] == 'awq-gemm'
 
 
 def test_the_file_is_safetensors_in_a_folder_of_its_owner(checkpoint, cache):
     model = _load(checkpoint, cache)
     assert cache.stat().st_mode & 0o777 == 0o700
     with safe_open(_file_in(cache), framework='pt') as file:
-        assert torch.equal(file.get_tensor('model.layers.1.mlp.down_proj'),
+        assert torch.equal(file.get_tensor('model.layers.1.mlp.down_proj.data'),
                            model.blocks[1].down_proj.weight.data)
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_an_int8_head_is_rounded_once(tied, tmp_path, cache, caplog, monkeypatch):
+    config = llama_config(tie_word_embeddings=tied)
+    checkpoint = write_model(tmp_path / 'model', config, llama_tensors(config))
+
+    def head():
+        with CheckpointReader(checkpoint) as reader:
+            return load_model(reader, torch.float32, _CPU, 64, False, True, cache)[0].lm_head
+
+    expected = head()
+    monkeypatch.setattr(llama, 'int8_rows', None)
+    found = head()
+    assert torch.equal(found.weight.qweight, expected.weight.qweight)
+    assert torch.equal(found.weight.scales, expected.weight.scales) and not caplog.messages
+
+
+def test_an_int8_head_that_is_asked_for_later_is_added(checkpoint, cache, caplog):
+    _load(checkpoint, cache)
+    for messages in (1, 1):
+        with CheckpointReader(checkpoint) as reader:
+            load_model(reader, torch.float32, _CPU, 64, False, True, cache)
+        assert len(caplog.messages) == messages
+    assert 'it has no lm_head in int8' in caplog.text
 
 
 def test_linears_that_are_not_joined_are_packed_each_time_without_a_word(
@@ -216,7 +243,7 @@ DAMAGES = {
     'another checkpoint': (_change, 'the checkpoint has changed'),
     'another config': (_change_config, 'the checkpoint has changed'),
     'cut': (_cut, r'it has \d+ bytes, not \d+'),
-    'a bit of a weight': (_flip_last, r'model.layers.1.mlp.down_proj is corrupt'),
+    'a bit of a weight': (_flip_last, r'model.layers.1.mlp.down_proj.data is corrupt'),
     'a byte of the header': (_flip_offset, 'its header is corrupt'),
     'another safetensors file': (_put_checkpoint, FOREIGN),
     'text': (_put_text, FOREIGN),
@@ -248,7 +275,7 @@ def test_what_does_not_fit_is_named_and_written_anew(
 
 def test_another_layout_is_written_anew(checkpoint, cache, reads, caplog, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(tiles_file, 'LAYOUT_VERSION', 1)
+        patch.setattr(weight_file, 'LAYOUT_VERSION', 1)
         _load(checkpoint, cache)
     _expect_anew(checkpoint, cache, reads, caplog, f'its layout is 1, not {LAYOUT_VERSION}')
 
@@ -267,10 +294,11 @@ def test_weights_that_were_joined_otherwise_are_written_anew(
 def test_a_weight_of_another_shape_is_written_anew(
         checkpoint, cache, reads, caplog, monkeypatch):
     with monkeypatch.context() as patch:
-        fact = tiles_file._fact
-        patch.setattr(tiles_file, '_fact', lambda weight: {**fact(weight), 'n': weight.n + 8})
+        keep = WeightCache.keep
+        patch.setattr(WeightCache, 'keep', lambda self, name, weight: keep(
+            self, name, replace(weight, n=weight.n - 8)))
         _load(checkpoint, cache)
-    _expect_anew(checkpoint, cache, reads, caplog, r'.* is 136 x 64, not 128 x 64')
+    _expect_anew(checkpoint, cache, reads, caplog, r'.* is \[120, 64\], not \[128, 64\]')
 
 
 def _touch(checkpoint):
@@ -333,7 +361,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_looks_whole(checkpoint, ca
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     [leftover] = cache.iterdir()
-    assert leftover.name.endswith(tiles_file.PARTIAL)
+    assert leftover.name.endswith(weight_file.PARTIAL)
     _load(checkpoint, cache)
     assert not leftover.exists()
     reads.clear()
@@ -343,7 +371,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_looks_whole(checkpoint, ca
 
 def test_what_another_process_is_writing_stays(checkpoint, cache):
     cache.mkdir(parents=True)
-    with open(cache / f'.other{tiles_file.PARTIAL}', 'wb') as other:
+    with open(cache / f'.other{weight_file.PARTIAL}', 'wb') as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         _load(checkpoint, cache)
         assert len(list(cache.iterdir())) == 2

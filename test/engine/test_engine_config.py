@@ -13,6 +13,7 @@
 # limitations under the License.
 """Options of the engine: ranges, choices and what is chosen by itself."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import torch
 from tinychat_ros.engine.config import DEMO_MODEL, EngineConfig
 from tinychat_ros.engine.engine import Engine
 from tinychat_ros.errors import CheckpointError, ConfigError
+from tinychat_ros.kernels import extension
 
 
 @pytest.mark.parametrize('name, value, expected', [
@@ -43,6 +45,29 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
         EngineConfig(device='cuda')
     assert EngineConfig().torch_device() == torch.device('cpu')
     assert EngineConfig().torch_dtype() == torch.float32
+
+
+def test_on_the_cpu_keys_and_values_take_16_bits_where_kernels_read_them(monkeypatch):
+    half = torch.float16 if extension.load() is not None else torch.float32
+    assert EngineConfig(device='cpu').torch_kv_dtype() == half
+    assert EngineConfig(device='cpu', dtype='float32').torch_kv_dtype() == torch.float32
+    monkeypatch.setattr(extension, 'load', lambda: None)
+    assert EngineConfig(device='cpu').torch_kv_dtype() == torch.float32
+
+
+def test_processors_are_numbers_and_ranges(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(8)))
+    assert EngineConfig(processors='').processor_set() == frozenset()
+    config = EngineConfig(processors='0-2,5,7-7')
+    assert config.processor_set() == {0, 1, 2, 5, 7}
+    assert config.threads(2**30) == 5
+
+
+@pytest.mark.parametrize('processors', ['8', '0-8', 'all', '1,', ',1', '-1', '3-1', '1 2', '0;1'])
+def test_processors_that_there_are_not_are_refused(processors, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(8)))
+    with pytest.raises(ConfigError, match='processors: expected a list such as'):
+        EngineConfig(processors=processors)
 
 
 def test_with_a_gpu_it_is_taken_and_computes_in_half(monkeypatch):

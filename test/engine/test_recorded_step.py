@@ -14,6 +14,7 @@
 """On the CPU a step is recorded once; replayed anywhere it gives what its ops give one by one."""
 
 import logging
+import os
 
 import pytest
 from tiny_models import (  # noqa: F401
@@ -94,6 +95,74 @@ def test_a_model_of_kernels_alone_is_recorded(tmp_path):
     model = model_of(tmp_path, 32)
     cache = KVCache(model.config, 1, 64, torch.float32, _CPU)
     assert isinstance(make_runner(model, cache, _CPU, 8), GraphRunner)
+
+
+class _Busy:
+    """Kernels that take some milliseconds, and a last one that leaves its mark."""
+
+    def __init__(self) -> None:
+        self.x, self.weight = torch.randn(64, 512), torch.randn(512, 512)
+        self.mark, self._one = torch.zeros(1), torch.ones(1)
+        self.replay = cpu.record(self._step)
+
+    def _step(self) -> None:
+        for _ in range(100):
+            cpu.dense(self.x, self.weight)
+        cpu.add(self.mark, self._one)
+
+
+def test_a_step_can_be_interrupted_between_its_kernels():
+    busy = _Busy()
+    asked = []
+    assert not busy.replay(lambda: asked.append(True) or len(asked) == 2)
+    assert len(asked) == 2 and busy.mark == 0
+    assert busy.replay(lambda: False) and busy.mark == 1
+    assert busy.replay() and busy.mark == 2
+
+
+def test_the_workers_and_the_caller_keep_to_their_processors():
+    before = os.sched_getaffinity(0)
+    x, weight = torch.randn(64, 512), torch.randn(512, 512)
+    torch.set_num_threads(3)
+    with cpu.on_processors({min(before)}):
+        assert os.sched_getaffinity(0) == {min(before)}
+        expected = cpu.dense(x, weight)
+    assert os.sched_getaffinity(0) == before
+    kept = [os.sched_getaffinity(int(thread)) for thread in os.listdir('/proc/self/task')]
+    assert kept.count({min(before)}) >= 2
+    with cpu.on_processors(before):
+        assert torch.equal(cpu.dense(x, weight), expected)
+
+
+@pytest.mark.parametrize('kind', [GraphRunner, ModelRunner])
+@pytest.mark.parametrize('asked', [2, 3, 5])
+def test_a_prefill_that_was_interrupted_between_two_blocks_goes_on_where_it_was(
+        tmp_path, kind, asked):
+    model, calls = model_of(tmp_path, 0), []
+    runner = kind(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU, 3)
+    done, last = runner.prefill(_PROMPT, 0, 0, lambda: calls.append(1) or len(calls) == asked)
+    # A piece of three tokens asks before it begins and before each of two blocks.
+    assert (done, last) == (3 * (asked > 3), None)
+    _, last = runner.prefill(_PROMPT[done:], 0, done)
+    _, whole = kind(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU, 3).prefill(
+        _PROMPT, 0, 0)
+    assert torch.equal(last, whole)
+
+
+def test_an_answer_that_was_interrupted_within_a_token_goes_on_where_it_was(tmp_path):
+    model = model_of(tmp_path, 0)
+    expected = tokens_of(ModelRunner, model, count=6)
+    runner = ModelRunner(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU, 3)
+    _, last = runner.prefill(_PROMPT, 0, 0)
+    calls = []
+    answer = runner.tokens(last, 0, len(_PROMPT), SamplingParams(), _PROMPT,
+                           lambda: calls.append(1) or len(calls) == 6)
+    found = list(answer)
+    # Two blocks ask for each token after the first: the third token's last block never ran.
+    assert found == expected[:3]
+    _, last = runner.prefill(found[-1:], 0, len(_PROMPT) + 2)
+    rest = runner.tokens(last, 0, len(_PROMPT) + 3, SamplingParams(), _PROMPT)
+    assert [next(rest) for _ in range(3)] == expected[3:]
 
 
 def test_one_step_is_recorded_at_a_time_and_a_failed_one_leaves_nothing_behind():

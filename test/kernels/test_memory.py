@@ -83,11 +83,12 @@ def test_where_the_system_refuses_memory_is_as_usual(monkeypatch):
     assert not memory.zeros([3, 4], torch.float16).any()
 
 
-def test_copies_are_of_large_tensors_alone():
-    small, large = torch.ones(10), torch.arange(2**20, dtype=torch.float32)
-    assert memory.in_large_pages(small) is small
-    copy = memory.in_large_pages(large)
-    assert copy.data_ptr() != large.data_ptr() and torch.equal(copy, large)
+def test_a_copy_is_apart_from_what_it_was_made_of():
+    tensor = torch.arange(12).view(3, 4).t()
+    copy = memory.copied(tensor)
+    assert torch.equal(copy, tensor) and copy.is_contiguous()
+    tensor.zero_()
+    assert copy.any()
 
 
 def test_a_buffer_is_the_tensors_bytes():

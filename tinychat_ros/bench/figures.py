@@ -41,11 +41,11 @@ class Kernel(NamedTuple):
 
 
 class Decode(NamedTuple):
-    """A token behind so many others: as the runner's caller has it, and alone on the GPU."""
+    """A token behind so many others: as the runner's caller has it, and the recorded step."""
 
     context: int
     wall: Timing
-    gpu: Optional[Timing]
+    step: Optional[Timing]
 
 
 class Prefill(NamedTuple):
@@ -60,7 +60,9 @@ class Measured:
     """
     What a run measured, in seconds, bytes and operations per second.
 
-    :param kernels: each with the time of a call.
+    :param kernels: of a decode step, each with the time of a call.
+    :param products: the linears of prefills, likewise.
+    :param threads: that computed, on a CPU.
     :param weight_bytes: that a token reads: all linears and the LM head.
     :param kv_bytes: that a token reads for each position before it.
     :param linear_parameters: of the linears without the LM head.
@@ -70,6 +72,8 @@ class Measured:
     copy_bandwidth: float
     matrix_rate: float
     kernels: Sequence[tuple[Kernel, Timing]]
+    products: Sequence[tuple[Kernel, Timing]]
+    threads: int
     decode: Sequence[Decode]
     prefill: Sequence[Prefill]
     time_to_first_token: Timing
@@ -91,6 +95,7 @@ def figures(measured: Measured) -> dict[str, Any]:
         'time_to_first_token': measured.time_to_first_token.median,
         'kernels': [_kernel(kernel, timing, measured.read_bandwidth)
                     for kernel, timing in measured.kernels],
+        'products': [_product(kernel, timing, measured) for kernel, timing in measured.products],
         'decode': [_decode(decode, measured) for decode in measured.decode],
         'prefill': [_prefill(prefill, measured) for prefill in measured.prefill],
     }
@@ -105,6 +110,15 @@ def _kernel(kernel: Kernel, timing: Timing, bandwidth: float) -> dict[str, Any]:
             'fraction_of_bandwidth': rate / bandwidth}
 
 
+def _product(kernel: Kernel, timing: Timing, measured: Measured) -> dict[str, Any]:
+    rate, micro = kernel.m * kernel.n * kernel.k / timing.median, timing.scaled(1e6)
+    return {'name': kernel.name, 'm': kernel.m, 'n': kernel.n, 'k': kernel.k,
+            'calls': kernel.calls, 'microseconds': micro.median, 'p10': micro.p10,
+            'p90': micro.p90, 'gmacs': rate / 1e9,
+            'gmacs_per_thread': rate / 1e9 / measured.threads,
+            'fraction_of_matrix_rate': 2 * rate / measured.matrix_rate}
+
+
 def _decode(decode: Decode, measured: Measured) -> dict[str, Any]:
     bytes_per_token = measured.weight_bytes + decode.context * measured.kv_bytes
     kernels = sum(kernel.calls * timing.median for kernel, timing in measured.kernels
@@ -115,7 +129,7 @@ def _decode(decode: Decode, measured: Measured) -> dict[str, Any]:
             'p90': 1e3 * decode.wall.p90, 'bytes_per_token': bytes_per_token,
             'fraction_of_limit': bytes_per_token / measured.read_bandwidth / seconds,
             'kernels_milliseconds': 1e3 * kernels,
-            'gpu_milliseconds': None if decode.gpu is None else 1e3 * decode.gpu.median}
+            'step_milliseconds': None if decode.step is None else 1e3 * decode.step.median}
 
 
 def _prefill(prefill: Prefill, measured: Measured) -> dict[str, Any]:

@@ -43,11 +43,22 @@ def time_kernels(subject: Subject, contexts: Sequence[int],
     What is small enough for the cache as a whole may come out faster than memory. Kernels are
     left to prefetch for the one like them in the next layer, as they are timed.
     """
-    def time_of(work: Sequence[Callable[[], object]]) -> Timing:
-        return timed(lambda: [call() for call in work], subject.device, repeats,
-                     graph=True).scaled(1 / len(work))
+    return [(kernel, _time_each(work, len(work), subject, repeats))
+            for kernel, work in _kernels(subject, contexts)]
 
-    return [(kernel, time_of(work)) for kernel, work in _kernels(subject, contexts)]
+
+def time_products(subject: Subject, tokens: int, repeats: int) -> list[tuple[Kernel, Timing]]:
+    """Time the linears of a prefill of so many tokens, each on all layers in turn."""
+    groups = {'qkv': lambda block: block.qkv, 'o': lambda block: [block.o_proj],
+              'gate_up': lambda block: block.gate_up, 'down': lambda block: [block.down_proj]}
+    found = []
+    for name, of in groups.items():
+        layers = [of(block) for block in subject.model.blocks]
+        kernel = _product(name, layers[0], len(layers))._replace(m=tokens)
+        x = torch.randn(tokens, kernel.k, dtype=subject.model.dtype, device=subject.device)
+        work = [partial(ops.linear, x, linear) for layer in layers for linear in layer]
+        found.append((kernel, _time_each(work, len(layers), subject, repeats)))
+    return found
 
 
 def weight_bytes(linear: Linear) -> int:
@@ -60,6 +71,12 @@ def weight_bytes(linear: Linear) -> int:
     if isinstance(weight, CpuTiles):
         return weight.data.nbytes
     return sum(tensor.nbytes for tensor in tensors_of(weight).values())
+
+
+def _time_each(work: Sequence[Callable[[], object]], count: int, subject: Subject,
+               repeats: int) -> Timing:
+    return timed(lambda: [call() for call in work], subject.device, repeats,
+                 graph=True).scaled(1 / count)
 
 
 def _kernels(subject: Subject, contexts: Sequence[int]
@@ -81,7 +98,7 @@ def _kernels(subject: Subject, contexts: Sequence[int]
                 [partial(run, block, cache) for block, cache in zip(model.blocks, caches)])
 
     yield (Kernel('embedding', 1, config.hidden_size, 1, x.nbytes, 1),
-           [partial(ops.embedding, token, model.embedding)] * _CALLS)
+           [partial(ops.embedding, token, model.embedding, model.dtype)] * _CALLS)
     yield linears('qkv', lambda block: block.qkv, lambda block, cache: ops.qkv_rope_append(
         x, block.attention_norm, block.qkv, model.rope, cache, first))
     q = attended.view(1, config.num_attention_heads, config.head_dim)

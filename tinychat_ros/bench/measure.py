@@ -24,7 +24,7 @@ import torch
 
 from tinychat_ros.bench.bandwidth import matrix_rate, memory_bandwidth
 from tinychat_ros.bench.figures import Decode, Measured, Prefill
-from tinychat_ros.bench.kernels import time_kernels, weight_bytes
+from tinychat_ros.bench.kernels import time_kernels, time_products, weight_bytes
 from tinychat_ros.bench.subject import Subject
 from tinychat_ros.bench.timing import summary, timed, timed_by_host
 from tinychat_ros.engine.graph_runner import GraphRunner
@@ -49,7 +49,7 @@ class _Effort(NamedTuple):
     repeats: int
 
 
-_EFFORTS = {'cuda': _Effort(64, 5, 20), 'cpu': _Effort(8, 1, 3)}
+_EFFORTS = {'cuda': _Effort(64, 5, 20), 'cpu': _Effort(16, 3, 5)}
 
 
 def measure(subject: Subject, contexts: Sequence[int], prefills: Sequence[int]) -> Measured:
@@ -67,13 +67,16 @@ def measure(subject: Subject, contexts: Sequence[int], prefills: Sequence[int]) 
     decode = [_decode(subject, context, effort) for context in contexts]
     _LOGGER.info('kernels')
     kernels = time_kernels(subject, contexts, effort.repeats)
+    products = [row for tokens in prefills
+                for row in time_products(subject, tokens, effort.prefills)]
     peak = _peak_memory_bytes(device)
     _LOGGER.info('limits')
     read, copied = memory_bandwidth(device)
     linears = [linear for block in model.blocks for linear in block.linears()]
     return Measured(
         read_bandwidth=read, copy_bandwidth=copied, matrix_rate=matrix_rate(device),
-        kernels=kernels, decode=decode, prefill=prefill, time_to_first_token=first,
+        kernels=kernels, products=products,
+        threads=torch.get_num_threads(), decode=decode, prefill=prefill, time_to_first_token=first,
         load_seconds=subject.load_seconds, peak_memory_bytes=peak,
         weight_bytes=sum(map(weight_bytes, [*linears, model.lm_head])),
         kv_bytes=kv_bytes_per_position(model.config, subject.kv_dtype),

@@ -80,12 +80,15 @@ class RandomWeights:
 
     :param dtype: of plain weights and activations.
     :param int8_activations: as load_model has it.
+    :param matrix_dtype: of plain matrices, where it is another.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, group_size: int = 128,
-                 int8_activations: Optional[bool] = False) -> None:
+                 int8_activations: Optional[bool] = False,
+                 matrix_dtype: Optional[torch.dtype] = None) -> None:
         self._device = device
         self._dtype = dtype
+        self._matrix_dtype = matrix_dtype or dtype
         self._group_size = group_size
         self._int8_activations = (int8_activations if int8_activations is not None
                                   else rounding_is_faster(device))
@@ -94,7 +97,7 @@ class RandomWeights:
         """Return ones for a norm, else values that keep the deviation of what they multiply."""
         if len(shape) == 1:
             return torch.ones(*shape, dtype=self._dtype, device=self._device)
-        values = torch.empty(*shape, dtype=self._dtype, device=self._device)
+        values = memory.zeros(shape, self._matrix_dtype, self._device)
         return values.normal_(std=shape[-1] ** -0.5)
 
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
@@ -102,8 +105,7 @@ class RandomWeights:
         """Return one linear of all the rows."""
         n = sum(out_features)
         if names == ['lm_head']:
-            head = self.tensor('lm_head', [n, in_features])
-            return (Linear(memory.in_large_pages(head)),)
+            return (Linear(self.tensor('lm_head', [n, in_features])),)
         weight = self._quantized(n, in_features)
         if self._int8_activations:
             return (prepare(weight, None, None, tile_columns(self._group_size), self._dtype),)

@@ -26,7 +26,7 @@ from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.engine.config import ACTIVATIONS, EngineConfig
 from tinychat_ros.engine.graph_runner import GraphRunner, make_runner
 from tinychat_ros.engine.model_runner import ModelRunner
-from tinychat_ros.kernels import cuda
+from tinychat_ros.kernels import cpu, cuda
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
@@ -51,12 +51,16 @@ def of_shape(name: str, group_size: int, config: EngineConfig, max_seq_len: int)
     :raises OutOfMemoryError: it does not fit.
     """
     shape, device, dtype = shape_config(name), config.torch_device(), config.torch_dtype()
-    size = shape_bytes(shape, dtype, group_size)
+    # As checkpoints have it, which CPU kernels read as it is.
+    plain = torch.float16 if cpu.serves(dtype, device) else dtype
+    size = shape_bytes(shape, plain, group_size)
     torch.set_num_threads(config.threads(size))
     check_fit(name, size, shape, config.torch_kv_dtype(), 1, max_seq_len, config.budget())
     begin = time.perf_counter()
-    weights = RandomWeights(device, dtype, group_size, ACTIVATIONS[config.activations])
+    weights = RandomWeights(device, dtype, group_size, ACTIVATIONS[config.activations], plain)
     model = model_class(shape.model_type)(shape, weights, max_seq_len, device)
+    if config.lm_head_dtype == 'int8':
+        model.quantize_head()
     return _with_runner(model, config, max_seq_len, begin)
 
 
@@ -68,21 +72,19 @@ def of_checkpoint(config: EngineConfig, max_seq_len: int) -> Subject:
     """
     device, dtype = config.torch_device(), config.torch_dtype()
     with CheckpointReader(config.model_path) as reader:
-        size = weight_bytes(reader, dtype)
+        size = weight_bytes(reader, dtype, device)
         torch.set_num_threads(config.threads(size))
         check_fit(str(reader.path), size, reader.config, config.torch_kv_dtype(), 1, max_seq_len,
                   config.budget())
         begin = time.perf_counter()
         model, _ = load_model(reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations],
-                              config.weight_cache_path)
+                              config.lm_head_dtype == 'int8', config.weight_cache_path)
     return _with_runner(model, config, max_seq_len, begin)
 
 
 def _with_runner(model: LlamaModel, config: EngineConfig, max_seq_len: int,
                  begin: float) -> Subject:
     device, kv_dtype = config.torch_device(), config.torch_kv_dtype()
-    if config.lm_head_dtype == 'int8':
-        model.quantize_head()
     cache = KVCache(model.config, 1, max_seq_len, kv_dtype, device)
     runner = make_runner(model, cache, device, prefill_chunk=max_seq_len)
     cuda.synchronize(device)

@@ -25,10 +25,16 @@ _COLUMNS = {
         ('calls', 'calls', ''), ('us', 'microseconds', '.1f'), ('p10', 'p10', '.1f'),
         ('p90', 'p90', '.1f'), ('GB/s', 'gbs', '.1f'),
         ('of bandwidth', 'fraction_of_bandwidth', '.1%')),
+    'products': (
+        ('product', 'name', ''), ('m', 'm', ''), ('n', 'n', ''), ('k', 'k', ''),
+        ('calls', 'calls', ''), ('us', 'microseconds', '.1f'), ('p10', 'p10', '.1f'),
+        ('p90', 'p90', '.1f'), ('10^9 MAC/s', 'gmacs', '.1f'),
+        ('per thread', 'gmacs_per_thread', '.1f'),
+        ('of matrix rate', 'fraction_of_matrix_rate', '.1%')),
     'decode': (
         ('decode at', 'context', ''), ('tokens/s', 'tokens_per_second', '.1f'),
         ('ms', 'milliseconds', '.3f'), ('p10', 'p10', '.3f'), ('p90', 'p90', '.3f'),
-        ('step ms', 'gpu_milliseconds', '.3f'), ('kernels ms', 'kernels_milliseconds', '.3f'),
+        ('step ms', 'step_milliseconds', '.3f'), ('kernels ms', 'kernels_milliseconds', '.3f'),
         ('bytes/token', 'bytes_per_token', ''), ('of limit', 'fraction_of_limit', '.1%')),
     'prefill': (
         ('prefill of', 'tokens', ''), ('tokens/s', 'tokens_per_second', '.1f'),

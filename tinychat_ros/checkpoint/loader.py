@@ -16,12 +16,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import replace
 import logging
 import math
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -30,16 +30,19 @@ from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.weight_cache import WeightCache
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
-from tinychat_ros.kernels import memory
+from tinychat_ros.kernels import cpu, memory
 from tinychat_ros.kernels.linear import (
-    can_concatenate, concatenate, has_cpu_kernels, Linear, prepare, rounding_is_faster,
-    StoredWeight, why_reference)
+    can_concatenate, concatenate, Linear, prepare, rounding_is_faster, StoredWeight,
+    why_reference)
 from tinychat_ros.kernels.packing import (
-    CpuTiles, Int8Weight, QuantizedWeight, tensors_of, tile_columns, TileOrder)
+    CpuTiles, QuantizedWeight, tensors_of, tile_columns, TileOrder)
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
+
+# Of a weight that no linear of a checkpoint is.
+_INT8_HEAD = 'lm_head in int8'
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -48,7 +51,8 @@ class WeightLoader:
     """
     The weights of one open checkpoint, moved to a device; see models.layers.WeightSource.
 
-    :param dtype: of plain weights, norms and activations.
+    :param dtype: of activations and norms, and of plain matrices, unless the kernels widen those
+        of 16 bits as they read them.
     :param int8_activations: see :func:`load_model`.
     :param cache: where what is packed for CPU kernels is found, and kept.
     """
@@ -65,8 +69,8 @@ class WeightLoader:
         self.on_reference: dict[str, list[str]] = {}
 
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Return a plain tensor of this shape in the compute dtype."""
-        return self._reader.floats(name, shape).to(self._device, self._dtype)
+        """Return a plain tensor of this shape; see above for its dtype."""
+        return self._placed(self._reader.floats(name, shape))
 
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
                 order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
@@ -112,9 +116,15 @@ class WeightLoader:
         self.formats[weight_format.name] += 1
         weight = weight_format.read(self._reader, name, n, k)
         if isinstance(weight, Tensor):
-            return weight.to(self._device, self._dtype)
+            return self._placed(weight)
         return replace(weight, **{field: tensor.to(self._device)
                                   for field, tensor in tensors_of(weight).items()})
+
+    def _placed(self, stored: Tensor) -> Tensor:
+        if stored.dim() == 2 and cpu.serves(self._dtype, self._device):
+            # A copy, since a file that is mapped can be cut while the model runs.
+            return memory.copied(stored)
+        return stored.to(self._device, self._dtype)
 
     def _bias(self, name: str, n: int) -> Optional[Tensor]:
         bias = f'{name}.bias'
@@ -125,9 +135,8 @@ class WeightLoader:
         reason = why_reference(weight, self._dtype)
         if reason is not None:
             self.on_reference.setdefault(reason, []).append(name)
-        if not isinstance(weight, QuantizedWeight):
-            return prepare(_in_large_pages(weight), bias, order, dtype=self._dtype)
-        if not self._rounds_input_of(weight.bits, reason):
+        if not isinstance(weight, QuantizedWeight) or not self._rounds_input_of(
+                weight.bits, reason):
             return prepare(weight, bias, order, dtype=self._dtype)
         # Kernels that do more with the product leave no place to round its input.
         return prepare(weight, bias, None, tile_columns(weight.group_size), self._dtype)
@@ -138,15 +147,9 @@ class WeightLoader:
         return rounding_is_faster(self._device) and bits == 4 and refusal is None
 
 
-def _in_large_pages(weight: Union[Tensor, Int8Weight]) -> Union[Tensor, Int8Weight]:
-    if isinstance(weight, Tensor):
-        return memory.in_large_pages(weight)
-    return replace(weight, qweight=memory.in_large_pages(weight.qweight))
-
-
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
                max_seq_len: int,
-               int8_activations: Optional[bool] = False,
+               int8_activations: Optional[bool] = False, int8_head: bool = False,
                cache_folder: Optional[Path] = None) -> tuple[LlamaModel, str]:
     """
     Build the model of an open checkpoint.
@@ -155,6 +158,7 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
         for each token and tile of the CPU kernels: a weight's group, at most 128 along K. Linears
         of int8 round theirs by themselves; the inputs of plain ones stay as they are. None rounds
         where that is faster: at the CPU kernels of 4-bit weights.
+    :param int8_head: round a plain LM head to int8.
     :param cache_folder: for weights that are packed for CPU kernels, see
         :mod:`~tinychat_ros.checkpoint.weight_cache`; None keeps none.
     :returns: the model, and the name of the format that most of its linears have.
@@ -164,22 +168,38 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
                                 for name in formats.layer_names(reader)):
         raise ConfigError(f'activations: expected fp16 for {reader.path}, which has no linear of '
                           '4 bits or less, got int8')
-    with ExitStack() as stack:
-        cache = (stack.enter_context(WeightCache(cache_folder, reader))
-                 if cache_folder is not None and has_cpu_kernels(device) else None)
+    kept = cache_folder is not None and cpu.serves(torch.float32, device)
+    with WeightCache(cache_folder, reader) if kept else nullcontext() as cache:
         weights = WeightLoader(reader, dtype, device, int8_activations, cache)
         model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
+        if int8_head:
+            _round_head(model, cache)
         if cache is not None:
             cache.save()
     weights.log_reference_layers()
     return model, weights.formats.most_common(1)[0][0]
 
 
-def weight_bytes(reader: CheckpointReader, dtype: torch.dtype) -> int:
+def _round_head(model: LlamaModel, cache: Optional[WeightCache]) -> None:
+    plain = model.lm_head.weight
+    if cache is None or not isinstance(plain, Tensor):
+        model.quantize_head()
+        return
+    rounded = cache.take(_INT8_HEAD, *plain.shape)
+    model.quantize_head(rounded)
+    if rounded is None:
+        cache.keep(_INT8_HEAD, model.lm_head.weight)
+
+
+def weight_bytes(reader: CheckpointReader, dtype: torch.dtype, device: torch.device) -> int:
     """Return what the weights will take in memory at this compute dtype, in bytes."""
-    element = torch.empty((), dtype=dtype).element_size()
-    return sum(math.prod(reader.shape(name)) * element
-               if _is_plain(name) and f'{name}_scale' not in reader.names
+    kept = 2 if cpu.serves(dtype, device) else 0
+
+    def converted(name: str) -> bool:
+        return (_is_plain(name) and f'{name}_scale' not in reader.names
+                and len(reader.shape(name)) != kept)
+
+    return sum(math.prod(reader.shape(name)) * dtype.itemsize if converted(name)
                else reader.num_bytes(name) for name in reader.names)
 
 
@@ -197,15 +217,15 @@ def _is_plain(name: str) -> bool:
 
 
 def check_memory(reader: CheckpointReader, dtype: torch.dtype, kv_dtype: torch.dtype,
-                 num_slots: int, max_seq_len: int, budget: int) -> None:
+                 device: torch.device, num_slots: int, max_seq_len: int, budget: int) -> None:
     """
     Refuse the model of an open checkpoint that does not fit, before any of it is loaded.
 
     :param budget: bytes that weights and KV cache may take together.
     :raises OutOfMemoryError: naming what is needed, what there is and what would help.
     """
-    check_fit(str(reader.path), weight_bytes(reader, dtype), reader.config, kv_dtype, num_slots,
-              max_seq_len, budget)
+    check_fit(str(reader.path), weight_bytes(reader, dtype, device), reader.config, kv_dtype,
+              num_slots, max_seq_len, budget)
 
 
 def check_fit(name: str, weights: int, config: ModelConfig, kv_dtype: torch.dtype,

@@ -14,10 +14,10 @@
 """
 Keeps the weights of a checkpoint as the CPU kernels read them, so that only its first load packs.
 
-There is one file for each checkpoint folder, see :mod:`~tinychat_ros.checkpoint.tiles_file`. It is
-used where the checkpoint's files are what they were: as stat says, else by their content. A file
-that cannot be used is written anew, and each may be deleted at any time. Processes do not wait for
-each other: what they write appears under its name when it is whole.
+There is one file for each checkpoint folder, see :mod:`~tinychat_ros.checkpoint.weight_file`. It
+is used where the checkpoint's files are what they were, as stat says or else by their content. A
+file that cannot be used is written anew, and each may be deleted at any time. Processes do not
+wait for each other: what they write appears under its name when it is whole.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from typing import Optional
 
 from tinychat_ros.checkpoint.fingerprint import content_hash, signature
 from tinychat_ros.checkpoint.reader import CheckpointReader
-from tinychat_ros.checkpoint.tiles_file import digest, remove_leftovers, TilesFile, write
+from tinychat_ros.checkpoint.weight_file import (
+    digest, PackedWeight, remove_leftovers, WeightFile, write)
 from tinychat_ros.errors import CheckpointError
-from tinychat_ros.kernels.packing import CpuTiles
+from tinychat_ros.kernels.packing import tensors_of
 
 # Fewer bytes of weights are packed in a moment.
 LEAST_BYTES = 32 * 2**20
@@ -56,10 +57,10 @@ class WeightCache:
         self._sources = reader.source_files()
         self._signature = signature(self._sources)
         self._content = ''
-        self._weights: dict[str, CpuTiles] = {}
+        self._weights: dict[str, PackedWeight] = {}
         self._changed = False
         self._stack = ExitStack()
-        self._file: Optional[TilesFile] = None
+        self._file: Optional[WeightFile] = None
         try:
             self._file = self._open()
         except FileNotFoundError:
@@ -73,8 +74,8 @@ class WeightCache:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def take(self, name: str, n: int, k: int) -> Optional[CpuTiles]:
-        """Return the weight [N, K] of a linear, or None where it is not there."""
+    def take(self, name: str, n: int, k: int) -> Optional[PackedWeight]:
+        """Return a weight [N, K], or None where it is not there."""
         if self._file is None or name not in self._file.facts.weights:
             return None
         try:
@@ -83,7 +84,7 @@ class WeightCache:
             self._give_up(error)
         return self._weights.get(name)
 
-    def keep(self, name: str, weight: CpuTiles) -> None:
+    def keep(self, name: str, weight: PackedWeight) -> None:
         """Remember a weight that has been packed."""
         if self._file is not None:
             self._give_up(f'it has no {name}')
@@ -92,7 +93,8 @@ class WeightCache:
 
     def save(self) -> None:
         """Write the file anew where it has to be; a failure is logged."""
-        size = sum(weight.data.nbytes for weight in self._weights.values())
+        size = sum(tensor.nbytes for weight in self._weights.values()
+                   for tensor in tensors_of(weight).values())
         if not self._changed or size < LEAST_BYTES:
             return
         try:
@@ -100,8 +102,8 @@ class WeightCache:
         except OSError as error:
             _LOGGER.warning('%s: the packed weights are not kept: %s', self.path, error)
 
-    def _open(self) -> TilesFile:
-        file = TilesFile(self._stack.enter_context(open(self.path, 'rb')))
+    def _open(self) -> WeightFile:
+        file = WeightFile(self._stack.enter_context(open(self.path, 'rb')))
         if file.facts.files != self._signature:
             self._content = content_hash(self._sources)
             if file.facts.content != self._content:

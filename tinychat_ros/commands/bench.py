@@ -20,7 +20,7 @@ from dataclasses import asdict
 import json
 from pathlib import Path
 import sys
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -32,10 +32,13 @@ from tinychat_ros.bench.subject import of_checkpoint, of_shape
 from tinychat_ros.bench.table import plot, table
 from tinychat_ros.checkpoint.loader import check_fit
 from tinychat_ros.checkpoint.writer import replace_file
-from tinychat_ros.commands.common import device_options, output_options, WEIGHT_CACHE_HELP
+from tinychat_ros.commands.common import (
+    device_options, output_options, PROCESSORS_HELP, WEIGHT_CACHE_HELP)
 from tinychat_ros.engine.config import (
     ACTIVATIONS, EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES)
 from tinychat_ros.errors import ConfigError
+from tinychat_ros.kernels import extension
+from tinychat_ros.kernels.cpu import on_processors
 from tinychat_ros.quantization.report import require_matplotlib
 
 _GROUP_SIZE = 128
@@ -55,17 +58,20 @@ def add(commands: Any) -> None:
     what.add_argument('--model', metavar='DIR', help='checkpoint folder, or demo')
     parser.add_argument('--group-size', type=int, choices=(32, 64, 128),
                         help=f'of a shape (default: {_GROUP_SIZE})')
-    parser.add_argument('--context', type=int, nargs='+', default=[4, 512, 4096], metavar='N',
-                        help='tokens in the KV cache while it decodes (default: 4 512 4096)')
-    parser.add_argument('--prefill', type=int, nargs='+', default=[128, 512, 1024, 2048],
-                        metavar='N', help='tokens of a prompt (default: 128 512 1024 2048)')
+    parser.add_argument('--context', type=int, nargs='+', default=[16, 512, 2048], metavar='N',
+                        help='tokens in the KV cache while it decodes (default: 16 512 2048)')
+    parser.add_argument('--prefill', type=int, nargs='+', default=[128, 512], metavar='N',
+                        help='tokens of a prompt (default: 128 512)')
     parser.add_argument('--kv-cache-dtype', default='auto', choices=KV_CACHE_DTYPES,
-                        help='default: auto, that of the activations')
+                        help='default: auto, of 16 bits unless --dtype says 32')
+    parser.add_argument('--processors', default='', metavar='LIST', help=PROCESSORS_HELP)
     parser.add_argument('--activations', default='auto', choices=tuple(ACTIVATIONS),
                         help='of 4-bit linears (default: auto, int8 on the CPU)')
     parser.add_argument('--lm-head-dtype', default='auto', choices=LM_HEAD_DTYPES,
                         help='default: auto, as it is stored')
     parser.add_argument('--weight-cache', default='', metavar='DIR', help=WEIGHT_CACHE_HELP)
+    parser.add_argument('--isa', metavar='NAME',
+                        help='instruction set of CPU kernels, such as avx2 (default: the best)')
     parser.add_argument('--plot', metavar='FILE',
                         help='draw the fractions of the limits, a PNG (needs matplotlib)')
     parser.add_argument('--ladder', action='store_true',
@@ -99,15 +105,18 @@ def _bench(args: argparse.Namespace) -> int:
     config = EngineConfig(model=args.model or '', device=args.device, dtype=args.dtype,
                           kv_cache_dtype=args.kv_cache_dtype,
                           lm_head_dtype=args.lm_head_dtype, activations=args.activations,
-                          weight_cache=args.weight_cache, num_threads=args.threads)
+                          weight_cache=args.weight_cache, num_threads=args.threads,
+                          processors=args.processors)
     _check(args)
+    isa = _use_isa(args.isa)
     max_seq_len = max(max(args.context) + ROOM, *args.prefill)
     if args.model:
         subject = of_checkpoint(config, max_seq_len)
     else:
         subject = of_shape(args.shape, args.group_size or _GROUP_SIZE, config, max_seq_len)
-    measured = measure(subject, args.context, args.prefill)
-    document = {**_machine(config), 'shape': args.shape, 'model': args.model,
+    with on_processors(config.processor_set()):
+        measured = measure(subject, args.context, args.prefill)
+    document = {**_machine(config), 'isa': isa, 'shape': args.shape, 'model': args.model,
                 **figures(measured)}
     for line in table(document):
         print(line, file=sys.stderr if args.json else sys.stdout)
@@ -131,6 +140,19 @@ def _check(args: argparse.Namespace) -> None:
         path = Path(args.plot).absolute()
         if path.is_dir() or not path.parent.is_dir():
             raise ConfigError(f'plot: expected a file in a folder that exists, got {args.plot}')
+
+
+def _use_isa(asked: Optional[str]) -> Optional[str]:
+    """Return the instruction set of the CPU kernels, after setting the one asked for."""
+    kernels = extension.load()
+    supported = [] if kernels is None else kernels.cpu_isas()
+    if asked is None:
+        return supported[0] if supported else None
+    if asked not in supported:
+        raise ConfigError(f'isa: expected one of {", ".join(supported)}, got {asked!r}'
+                          if supported else f'isa: {extension.why_absent()}')
+    kernels.cpu_use_isa(asked)
+    return asked
 
 
 def _machine(config: EngineConfig) -> dict[str, Any]:

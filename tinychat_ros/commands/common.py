@@ -42,6 +42,9 @@ def output_options() -> argparse.ArgumentParser:
     return options
 
 
+PROCESSORS_HELP = "that the threads which generate keep to, such as 0-3,6 (default: all)"
+
+
 def device_options(dtype: bool = True) -> argparse.ArgumentParser:
     """Return the options of the commands that run a model, --dtype among them or not."""
     options = argparse.ArgumentParser(add_help=False)

@@ -68,8 +68,8 @@ def _perplexity(args: argparse.Namespace) -> int:
     with CheckpointReader(config.model_path) as reader:
         context = _context(args, config, reader.config.max_position_embeddings)
         texts = _texts(args, load_tokenizer(reader), context)
-        torch.set_num_threads(config.threads(weight_bytes(reader, dtype)))
-        check_memory(reader, dtype, dtype, 1, context, config.budget())
+        torch.set_num_threads(config.threads(weight_bytes(reader, dtype, device)))
+        check_memory(reader, dtype, dtype, device, 1, context, config.budget())
         model, method = load_model(reader, dtype, device, context, args.activations == 'int8')
     found = perplexity(model, texts, device)
     document = {

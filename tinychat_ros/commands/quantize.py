@@ -122,11 +122,10 @@ def _quantize(args: argparse.Namespace) -> int:
     scheme = _scheme(args)
     _refuse_ignored(given, args.method, scheme)
     config = EngineConfig(device=args.device, num_threads=args.threads)
-    source, out = Path(args.source), Path(args.out)
+    source, out, device = Path(args.source), Path(args.out), config.torch_device()
     with CheckpointReader(source) as reader:
-        torch.set_num_threads(config.threads(weight_bytes(reader, torch.float16)))
-        job = Job(source, out, scheme, search_samples=args.search_samples,
-                  device=config.torch_device())
+        torch.set_num_threads(config.threads(weight_bytes(reader, torch.float16, device)))
+        job = Job(source, out, scheme, search_samples=args.search_samples, device=device)
         if job.calibrated:
             job = replace(job, samples=_samples(args, reader))
     if args.report:

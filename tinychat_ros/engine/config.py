@@ -18,12 +18,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 import os
 from pathlib import Path
+import re
 from typing import Collection, Optional
 
 import torch
 
 from tinychat_ros.checkpoint.loader import available_memory
 from tinychat_ros.errors import ConfigError
+from tinychat_ros.kernels import cpu
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / 'demo_model'
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -58,8 +60,9 @@ class EngineConfig:
     :param activations: of linears of 4 bits or less. 'fp16' leaves them in dtype (W4A16), 'int8'
         rounds them by groups (W4A8), 'auto' rounds where that is faster: on the CPU, with 4 bits.
     :param num_slots: conversations whose KV cache is kept.
-    :param kv_cache_dtype: of keys and values: 'auto' is that of the activations; 'int8' takes
-        half the memory of 16 bits, and half the time to read.
+    :param kv_cache_dtype: of keys and values: 'auto' is that of the activations, or float16 where
+        the CPU kernels run and dtype is 'auto'; 'int8' takes half the memory of 16 bits, and half
+        the time to read.
     :param lm_head_dtype: 'auto' leaves the LM head as it is stored; 'int8' rounds a plain one,
         which each token then reads in half the time.
     :param memory_budget: bytes for weights and KV cache; 0 is 90 % of what is free.
@@ -67,6 +70,8 @@ class EngineConfig:
         the next start is faster; '' is tinychat_ros below $XDG_CACHE_HOME or ~/.cache, 'off' none.
     :param num_threads: of torch and the CPU kernels, in this whole process; 0 is every core that
         it may use, or one for a model so small that threads cost more than they bring.
+    :param processors: that the threads which generate keep to on the CPU, such as '0-3,6'; '' is
+        all that this process may use.
     :param prefill_chunk: tokens per piece of a prefill; cancelling waits for one piece.
     :param chat_template: path of a Jinja file; '' is the checkpoint's own.
     :param system_prompt: for conversations that bring none.
@@ -84,6 +89,7 @@ class EngineConfig:
     memory_budget: int = 0
     weight_cache: str = ''
     num_threads: int = 0
+    processors: str = ''
     prefill_chunk: int = 256
     chat_template: str = ''
     system_prompt: str = ''
@@ -102,6 +108,7 @@ class EngineConfig:
         if self.num_threads > _MAX_THREADS:
             raise ConfigError(f'num_threads: expected at most {_MAX_THREADS}, '
                               f'got {self.num_threads}')
+        self.processor_set()
         if self.device == 'cuda' and not torch.cuda.is_available():
             raise ConfigError('device: expected a GPU for cuda, and torch finds none')
 
@@ -134,7 +141,11 @@ class EngineConfig:
 
     def torch_kv_dtype(self) -> torch.dtype:
         """Return the dtype of the KV cache."""
-        return torch.int8 if self.kv_cache_dtype == 'int8' else self.torch_dtype()
+        if self.kv_cache_dtype == 'int8':
+            return torch.int8
+        dtype = self.torch_dtype()
+        kernels = self.dtype == 'auto' and cpu.serves(dtype, self.torch_device())
+        return torch.float16 if kernels else dtype
 
     def budget(self) -> int:
         """Return the bytes that weights and KV cache may take."""
@@ -145,7 +156,21 @@ class EngineConfig:
         """Return how many threads run a model with weights of this size."""
         if self.num_threads:
             return self.num_threads
-        return 1 if weight_bytes < _SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
+        every = self.processor_set() or os.sched_getaffinity(0)
+        return 1 if weight_bytes < _SMALL_MODEL_BYTES else len(every)
+
+    def processor_set(self) -> frozenset[int]:
+        """Return the numbers of the processors to keep to, none for all."""
+        if not self.processors:
+            return frozenset()
+        ranges = re.findall(r'(?:^|,)(\d+)(?:-(\d+))?(?=,|$)', self.processors)
+        numbers = frozenset(number for first, last in ranges
+                            for number in range(int(first), int(last or first) + 1))
+        allowed = os.sched_getaffinity(os.getpid())
+        if len(ranges) != self.processors.count(',') + 1 or not numbers or not numbers <= allowed:
+            raise ConfigError(f"processors: expected a list such as '0-3,6', of "
+                              f'{sorted(allowed)}, got {self.processors!r}')
+        return numbers
 
     def seq_len(self, max_position_embeddings: int) -> int:
         """Return the positions per slot for a model that was trained for so many."""

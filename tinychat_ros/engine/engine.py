@@ -36,6 +36,7 @@ from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.engine.tokenizer import Tokenizer
 from tinychat_ros.errors import (
     ChatTemplateError, EngineBusyError, InvalidRequestError, PromptTooLongError, TokenizerError)
+from tinychat_ros.kernels import cpu
 from tinychat_ros.models.kv_cache import KVCache
 
 
@@ -69,10 +70,10 @@ class Engine:
         with CheckpointReader(config.model_path) as reader:
             shape = reader.config
             max_seq_len = config.seq_len(shape.max_position_embeddings)
-            size = weight_bytes(reader, dtype)
+            size = weight_bytes(reader, dtype, device)
             torch.set_num_threads(config.threads(size))
-            check_memory(reader, dtype, config.torch_kv_dtype(), config.num_slots, max_seq_len,
-                         config.budget())
+            check_memory(reader, dtype, config.torch_kv_dtype(), device, config.num_slots,
+                         max_seq_len, config.budget())
             self.tokenizer = load_tokenizer(reader)
             self._template = _load_template(config, self.tokenizer)
             self._stop_ids = _stop_ids(reader, self.tokenizer)
@@ -80,9 +81,7 @@ class Engine:
                 reader.generation_config())
             model, weight_format = load_model(
                 reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations],
-                config.weight_cache_path)
-            if config.lm_head_dtype == 'int8':
-                model.quantize_head()
+                config.lm_head_dtype == 'int8', config.weight_cache_path)
             self.info = ModelInfo(
                 name=config.model_path.resolve().name, path=str(config.model_path),
                 architecture=shape.model_type, format=weight_format,
@@ -118,7 +117,8 @@ class Engine:
         if not self._busy.acquire(blocking=False):
             raise EngineBusyError('engine: expected one answer at a time, and one is under way')
         try:
-            yield from self._generate(request)
+            with cpu.on_processors(self._config.processor_set()):
+                yield from self._generate(request)
         finally:
             self._busy.release()
 
@@ -166,16 +166,18 @@ class Engine:
              answer: Answer) -> Iterator[Chunk]:
         cached = conversation.cached_ids
         waiting = prompt[len(cached):]
-        done, last = self._runner.prefill(
-            waiting, slot, len(cached), lambda: request.interruption() != FinishReason.NONE)
+        done, last = self._runner.prefill(waiting, slot, len(cached), request.interrupted)
         cached += waiting[:done]
         tokens = self._runner.tokens(last, slot, len(cached),
-                                     request.sampling or self.default_sampling, prompt)
+                                     request.sampling or self.default_sampling, prompt,
+                                     request.interrupted)
         appended: list[int] = []
         while True:
             reason = request.interruption()
             if reason == FinishReason.NONE:
-                token = next(tokens)
+                token = next(tokens, None)
+                if token is None:
+                    continue
                 # Asking for it has put the one before into the slot.
                 cached += appended
                 appended = [token]

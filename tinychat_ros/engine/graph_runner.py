@@ -72,14 +72,16 @@ class GraphRunner:
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
                 interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
         """See ModelRunner.prefill; what it returns for :meth:`tokens` is [1, H]."""
-        def run(piece: Sequence[int], done: int) -> Tensor:
+        def run(piece: Sequence[int], done: int) -> Optional[Tensor]:
             ids = torch.tensor(piece, dtype=torch.int32).to(self._device)
-            return self._model.hidden(ids, self._cache, slot, start + done)[-1:]
+            x = self._model.hidden(ids, self._cache, slot, start + done, interrupted)
+            return None if x is None else x[-1:]
 
         return in_pieces(token_ids, self._prefill_chunk, interrupted, run)
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
-               context: Sequence[int]) -> Iterator[int]:
+               context: Sequence[int],
+               interrupted: Callable[[], bool] = lambda: False) -> Iterator[int]:
         """See ModelRunner.tokens. One step more than was asked for may run, if there is room."""
         self._begin(slot, position, sampling, context)
         self.sample(self._model.candidates(last))
@@ -89,8 +91,8 @@ class GraphRunner:
             if self._ahead and position + step < self._cache.max_seq_len:
                 self._replay()
             yield self._read(step)
-            if not self._ahead:
-                self._replay()
+            if not self._ahead and not self._replay(interrupted):
+                return
             step += 1
 
     def step_at(self, slot: int, position: int) -> Callable[[], None]:
@@ -148,7 +150,7 @@ def make_runner(model: LlamaModel, cache: KVCache, device: torch.device,
         return GraphRunner(model, cache, device, prefill_chunk)
     if device.type == 'cuda':
         _LOGGER.warning('decoding without CUDA graphs, slowly: %s', refusal)
-    elif cpu.takes(model.embedding):
+    elif cpu.serves(model.dtype, device):
         try:
             return GraphRunner(model, cache, device, prefill_chunk)
         except KernelError as error:

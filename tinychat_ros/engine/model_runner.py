@@ -48,36 +48,41 @@ class ModelRunner:
             said so before they were through.
         """
         return in_pieces(token_ids, self._prefill_chunk, interrupted, lambda piece, done:
-                         self._forward(piece, slot, start + done))
+                         self._forward(piece, slot, start + done, interrupted))
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
-               context: Sequence[int]) -> Iterator[int]:
+               context: Sequence[int],
+               interrupted: Callable[[], bool] = lambda: False) -> Iterator[int]:
         """
         Yield the tokens that follow; asking for the next one appends the one before to the slot.
 
         :param last: what :meth:`prefill` returned.
         :param position: where the first token goes. One is asked for while there is room.
         :param context: tokens that the repetition penalty counts as seen.
+        :param interrupted: ends them, while the token before is being appended.
         """
         sampler = Sampler(sampling, context)
-        while True:
+        while last is not None:
             token = sampler.sample(last)
             yield token
-            last = self._forward([token], slot, position)
+            last = self._forward([token], slot, position, interrupted)
             position += 1
 
-    def _forward(self, token_ids: Sequence[int], slot: int, start: int) -> Tensor:
-        """Return the logits fp32 [V] after the last token."""
+    def _forward(self, token_ids: Sequence[int], slot: int, start: int,
+                 interrupted: Callable[[], bool]) -> Optional[Tensor]:
+        """Return the logits fp32 [V] after the last token, or None."""
         ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
-        return self._model.forward(ids, self._cache, slot, start)
+        x = self._model.hidden(ids, self._cache, slot, start, interrupted)
+        return None if x is None else self._model.logits(x[-1:])[0]
 
 
 def in_pieces(token_ids: Sequence[int], size: int, interrupted: Callable[[], bool],
-              run: Callable[[Sequence[int], int], Tensor]) -> tuple[int, Optional[Tensor]]:
+              run: Callable[[Sequence[int], int], Optional[Tensor]]
+              ) -> tuple[int, Optional[Tensor]]:
     """
-    Run a prompt in pieces until one begins interrupted.
+    Run a prompt in pieces until it is interrupted.
 
-    :param run: (piece, tokens before it) to what stands for its last token.
+    :param run: (piece, tokens before it) to what stands for its last token, or to None.
     :returns: how many tokens were run, and what stands for the last; None when not all were.
     """
     last, done = None, 0
@@ -86,5 +91,7 @@ def in_pieces(token_ids: Sequence[int], size: int, interrupted: Callable[[], boo
             return done, None
         piece = token_ids[done:done + size]
         last = run(piece, done)
+        if last is None:
+            return done, None
         done += len(piece)
     return done, last

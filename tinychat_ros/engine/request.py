@@ -106,6 +106,10 @@ class Request:
         """End the answer within one token; safe from any thread, at any time."""
         self._canceled.set()
 
+    def interrupted(self) -> bool:
+        """Say whether the answer must end now."""
+        return self.interruption() != FinishReason.NONE
+
     def interruption(self) -> FinishReason:
         """Return CANCELED or DEADLINE when the answer must end now, else NONE."""
         if self._canceled.is_set():

@@ -188,8 +188,7 @@ class Scheduler:
     def _end_overdue(self) -> None:
         """End requests whose deadline came while they waited."""
         with self._changed:
-            overdue = self._take_waiting(
-                lambda job: job.request.interruption() != FinishReason.NONE)
+            overdue = self._take_waiting(lambda job: job.request.interrupted())
         for job in overdue:
             _end_unserved(job, job.request.interruption())
 

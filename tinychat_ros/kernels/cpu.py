@@ -19,8 +19,10 @@ ops.py decides what comes here. Activations are fp32. T, H, Hq, Hkv, D, V and I 
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
+import os
 import threading
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Collection, Iterator, Optional
 
 import torch
 from torch import Tensor
@@ -45,10 +47,20 @@ class _Recording(threading.local):
 _recording = _Recording()
 
 
+def serves(dtype: torch.dtype, device: torch.device) -> bool:
+    """Say whether there are kernels for activations of a dtype on a device."""
+    return (dtype == torch.float32 and device.type == 'cpu' and extension.cuda(device) is None
+            and extension.load() is not None)
+
+
 def takes(x: Tensor) -> bool:
     """Say whether there are kernels for activations like these."""
-    return (x.dtype == torch.float32 and x.device.type == 'cpu' and not x.requires_grad
-            and extension.cuda(x.device) is None and extension.load() is not None)
+    return serves(x.dtype, x.device) and not x.requires_grad
+
+
+def takes_weight(weight: Tensor) -> bool:
+    """Say whether the kernels, where they take activations, read a plain weight."""
+    return weight.dtype in _DTYPES and not weight.requires_grad
 
 
 def takes_cache(cache: LayerCache) -> bool:
@@ -57,9 +69,9 @@ def takes_cache(cache: LayerCache) -> bool:
             and cache.k.shape[2] <= MAX_HEAD_DIM and cache.k.shape[2] % 2 == 0)
 
 
-def record(step: Callable[[], None]) -> Callable[[], None]:
+def record(step: Callable[[], None]) -> Replay:
     """
-    Record the kernels that a step calls, and return what runs them anew on the same tensors.
+    Record the kernels that a step calls.
 
     :raises KernelError: a part of the step has no kernel.
     """
@@ -71,18 +83,23 @@ def record(step: Callable[[], None]) -> Callable[[], None]:
     finally:
         program.end()
         _recording.tensors = None
-    return _Replay(program, tensors)
+    return Replay(program, tensors)
 
 
-class _Replay:
-    """A recorded program beside the tensors that it works on."""
+class Replay:
+    """Recorded kernels, which a call runs anew on the same tensors."""
 
     def __init__(self, program: Any, tensors: list[Tensor]) -> None:
         self._program = program
         self._tensors = tensors
 
-    def __call__(self) -> None:
-        self._program.run()
+    def __call__(self, interrupted: Optional[Callable[[], bool]] = None) -> bool:
+        """
+        Run the kernels and say whether all ran.
+
+        :param interrupted: asked between two kernels, every few milliseconds.
+        """
+        return self._program.run(interrupted)
 
 
 def refuse_recording(what: str) -> None:
@@ -101,6 +118,28 @@ def empty(*shape: int) -> Tensor:
     if _recording.tensors is not None:
         _recording.tensors.append(tensor)
     return tensor
+
+
+@contextmanager
+def on_processors(processors: Collection[int]) -> Iterator[None]:
+    """
+    Keep the calling thread to some processors, and the kernels' workers from now on.
+
+    :param processors: by their numbers; none leaves all as it is.
+    """
+    if not processors:
+        yield
+        return
+    if extension.load() is not None:
+        extension.load().cpu_set_processors(list(processors))
+    # A generator may be closed by another thread than the one that it ran on.
+    thread, before = threading.get_native_id(), os.sched_getaffinity(0)
+    os.sched_setaffinity(thread, processors)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, before)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -50,14 +50,9 @@ class Linear:
     activation_group: int = 0
 
 
-def has_cpu_kernels(device: torch.device) -> bool:
-    """Say whether the compiled CPU kernels run what is on a device."""
-    return device.type == 'cpu' and extension.cuda(device) is None and extension.load() is not None
-
-
 def rounding_is_faster(device: torch.device) -> bool:
     """Say whether linears of 4 bits are faster with int8 activations: on the CPU they are."""
-    return has_cpu_kernels(device)
+    return device.type == 'cpu' and extension.cuda(device) is None and extension.load() is not None
 
 
 def int8_rows(weight: Tensor) -> Int8Weight:

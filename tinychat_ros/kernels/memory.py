@@ -78,11 +78,9 @@ def zeros(shape: Sequence[int], dtype: torch.dtype,
                             offset=begin).view(*shape)
 
 
-def in_large_pages(tensor: Tensor) -> Tensor:
-    """Return a copy in such memory, or a tensor itself that is elsewhere or below a page."""
-    if tensor.device.type != 'cpu' or tensor.nbytes < _PAGE_BYTES:
-        return tensor
-    return zeros(tensor.shape, tensor.dtype).copy_(tensor)
+def copied(tensor: Tensor) -> Tensor:
+    """Return a copy in such memory."""
+    return zeros(tensor.shape, tensor.dtype, tensor.device).copy_(tensor)
 
 
 def buffer(tensor: Tensor) -> memoryview:

@@ -40,13 +40,13 @@ __all__ = ['attention', 'candidates', 'embedding', 'LayerCache', 'linear', 'line
            'Start', 'StepState']
 
 
-def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
-    """Return the rows token_ids int32 or int64 [T] of weight [V, H]: [T, H]."""
+def embedding(token_ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the rows token_ids int32 or int64 [T] of weight [V, H] in a dtype: [T, H]."""
     if token_ids.dtype == torch.int32 and cuda.takes(weight) and weight.shape[1] % 8 == 0:
         return cuda.embedding(token_ids, weight)
-    if token_ids.dtype == torch.int32 and cpu.takes(weight):
+    if token_ids.dtype == torch.int32 and cpu.serves(dtype, weight.device):
         return cpu.embedding(token_ids, weight)
-    return F.embedding(token_ids, weight)
+    return F.embedding(token_ids, weight).to(dtype)
 
 
 def linear(x: Tensor, layer: Linear) -> Tensor:
@@ -153,7 +153,7 @@ def _linear(x: Tensor, layer: Linear, norm: Optional[Norm] = None) -> Tensor:
         out = cuda.linear(x, weight)
     elif isinstance(weight, Int8Weight) and why_reference(weight) is None:
         out = cpu.w8a8(x.float(), weight).to(x.dtype)
-    elif isinstance(weight, Tensor) and cpu.takes(x) and cpu.takes(weight):
+    elif isinstance(weight, Tensor) and cpu.takes(x) and cpu.takes_weight(weight):
         out = cpu.dense(x, weight)
     else:
         cpu.refuse_recording(f'linear: {why_reference(weight)}')
@@ -180,7 +180,7 @@ def _linears(x: Tensor, layers: Sequence[Linear], norm: Norm) -> Tensor:
 def _norm(x: Tensor, norm: Optional[Norm]) -> Tensor:
     if norm is None:
         return x
-    if cpu.takes(x) and cpu.takes(norm.weight):
+    if cpu.takes(x) and cpu.takes_weight(norm.weight):
         return cpu.rms_norm(x, *norm)
     kernel = cuda.takes(x) and x.shape[1] % 8 == 0
     return (cuda.rms_norm if kernel else reference.rms_norm)(x, *norm)

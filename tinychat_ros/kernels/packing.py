@@ -87,8 +87,8 @@ class Int8Weight:
         return (self.qweight * self.scales[:, None]).to(dtype)
 
 
-def tensors_of(weight: QuantizedWeight | Int8Weight) -> dict[str, Tensor]:
-    """Return the tensors of a weight by the names of their fields; each has N rows."""
+def tensors_of(weight: QuantizedWeight | Int8Weight | CpuTiles) -> dict[str, Tensor]:
+    """Return the tensors of a weight by the names of their fields; but in tiles, of N rows."""
     return {field: value for field, value in vars(weight).items() if isinstance(value, Tensor)}
 
 
@@ -184,11 +184,6 @@ def cpu_tiles_refusal(weight: QuantizedWeight) -> str | None:
     return None
 
 
-def cpu_tiles_shape(n: int, k: int, bits: int, block: int) -> tuple[int, int, int]:
-    """Return the shape of the data of CpuTiles."""
-    return math.ceil(n / TILE_ROWS), k // block, block * bits * 2 + 48
-
-
 def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
     """
     Pack a weight into tiles of 16 rows, needing little memory beyond the result.
@@ -200,7 +195,8 @@ def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
         raise KernelError(f'pack_cpu_tiles: {refusal}')
     n, k = weight.shape
     block = tile_columns(weight.group_size)
-    data = memory.zeros(cpu_tiles_shape(n, k, weight.bits, block), torch.uint8)
+    data = memory.zeros((math.ceil(n / TILE_ROWS), k // block, block * weight.bits * 2 + 48),
+                        torch.uint8)
     for begin in range(0, n, _ROWS_AT_ONCE):
         rows = slice(begin, begin + _ROWS_AT_ONCE)
         part = replace(weight, **{field: tensor[rows]

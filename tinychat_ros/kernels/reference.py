@@ -46,7 +46,7 @@ def linear(x: Tensor, weight: Tensor | QuantizedWeight | Int8Weight) -> Tensor:
         return _linear_int8(x, weight)
     if isinstance(weight, QuantizedWeight):
         weight = weight.dequantize(x.dtype)
-    return F.linear(x, weight)
+    return F.linear(x, weight.to(x.dtype))
 
 
 def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:

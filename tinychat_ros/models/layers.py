@@ -31,7 +31,7 @@ class WeightSource(Protocol):
     """Hands out a checkpoint's weights one at a time, ready for the device they run on."""
 
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Return a plain tensor of this shape in the compute dtype."""
+        """Return a plain tensor in the compute dtype, or a matrix as kernels widen it."""
 
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
                 order: Optional[TileOrder] = None) -> tuple[Linear, ...]:

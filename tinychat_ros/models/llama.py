@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -98,10 +98,10 @@ class LlamaModel:
         hidden, vocab = config.hidden_size, config.vocab_size
         self.config = config
         self.embedding = weights.tensor('model.embed_tokens.weight', [vocab, hidden])
-        self.dtype = self.embedding.dtype
         self.blocks = [LlamaBlock.load(config, weights, f'model.layers.{i}')
                        for i in range(config.num_hidden_layers)]
         self._norm = ops.Norm(weights.tensor('model.norm.weight', [hidden]), config.rms_norm_eps)
+        self.dtype = self._norm.weight.dtype
         # Some tied checkpoints store the head all the same; it then equals the embedding.
         if config.tie_word_embeddings:
             self.lm_head = Linear(self.embedding)
@@ -121,17 +121,28 @@ class LlamaModel:
         :returns: logits fp32 [V], or [T, V].
         """
         x = self.hidden(token_ids, cache, slot, start)
-        if all_logits:
-            return ops.lm_head(x, self._norm, self.lm_head)
-        return ops.lm_head(x[-1:], self._norm, self.lm_head)[0]
+        return self.logits(x) if all_logits else self.logits(x[-1:])[0]
 
     @torch.inference_mode()
-    def hidden(self, token_ids: Tensor, cache: KVCache, slot: int, start: ops.Start) -> Tensor:
-        """Append tokens, int32 or int64 [T], to a slot; return what the LM head reads, [T, H]."""
+    def logits(self, x: Tensor) -> Tensor:
+        """Apply the LM head to x [T, H]: fp32 [T, V]."""
+        return ops.lm_head(x, self._norm, self.lm_head)
+
+    @torch.inference_mode()
+    def hidden(self, token_ids: Tensor, cache: KVCache, slot: int, start: ops.Start,
+               interrupted: Callable[[], bool] = lambda: False) -> Optional[Tensor]:
+        """
+        Append tokens, int32 or int64 [T], to a slot.
+
+        :param interrupted: asked before every block.
+        :returns: what the LM head reads, [T, H]; None when it was interrupted.
+        """
         if isinstance(start, int):
             start = ops.StepState.at(start, token_ids.device)
-        x = ops.embedding(token_ids, self.embedding)
+        x = ops.embedding(token_ids, self.embedding, self.dtype)
         for i, block in enumerate(self.blocks):
+            if interrupted():
+                return None
             x = block.forward(x, self.rope, cache.layer(i, slot), start)
         return x
 
@@ -140,10 +151,14 @@ class LlamaModel:
         """Return what may come after the token of x [1, H], for the sampler on the device."""
         return ops.candidates(x, self._norm, self.lm_head)
 
-    def quantize_head(self) -> None:
-        """Round a plain LM head to int8, a scale for each token of the vocabulary."""
+    def quantize_head(self, rounded: Optional[Int8Weight] = None) -> None:
+        """
+        Round a plain LM head to int8, a scale for each token of the vocabulary.
+
+        :param rounded: what came of it before, if it is known.
+        """
         if isinstance(self.lm_head.weight, Tensor):
-            self.lm_head = Linear(int8_rows(self.lm_head.weight), self.lm_head.bias)
+            self.lm_head = Linear(rounded or int8_rows(self.lm_head.weight), self.lm_head.bias)
             self._chain_prefetches()
 
     def _chain_prefetches(self) -> None:

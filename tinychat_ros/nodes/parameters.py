@@ -69,8 +69,8 @@ SPECS = (
     Spec('num_slots', 4, 'Conversations whose KV cache is kept.', at_load=True, span=(1, 1024)),
     Spec('activations', 'auto', "Of linears of 4 bits or less: 'fp16' (W4A16), 'int8' (W4A8), or "
          "'auto': int8 where that is faster, on the CPU.", at_load=True),
-    Spec('kv_cache_dtype', 'auto', "Of keys and values: 'auto' is that of the activations, 'int8' "
-         'takes half the memory of 16 bits.', at_load=True),
+    Spec('kv_cache_dtype', 'auto', "Of keys and values: 'auto' is 16 bits, or float32 where dtype "
+         "asks for it; 'int8' takes half.", at_load=True),
     Spec('lm_head_dtype', 'auto', "'auto' leaves the LM head as it is stored, 'int8' rounds it.",
          at_load=True),
     Spec('memory_budget_mb', 0, 'Weights and KV cache may take this [MiB]; 0 is 90 % of what is '
@@ -79,6 +79,8 @@ SPECS = (
          "is tinychat_ros in the user's cache folder, 'off' is none.", at_load=True),
     Spec('num_threads', 0, 'CPU threads; 0 is every core, or one for a small model.', at_load=True,
          span=(0, 1024)),
+    Spec('processors', '', "That the threads which generate keep to, such as '0-3,6'; empty is "
+         'all.', at_load=True),
     Spec('prefill_chunk', 256, 'Prompt tokens between two chances to cancel [tokens].',
          at_load=True, span=(1, _INT_MAX)),
     Spec('chat_template', '', "Path of a Jinja file; empty is the checkpoint's own.",
@@ -143,8 +145,8 @@ def engine_config(node: Node) -> EngineConfig:
     :raises ConfigError: a value is out of its range.
     """
     names = ('model', 'device', 'dtype', 'max_seq_len', 'num_slots', 'activations',
-             'kv_cache_dtype', 'lm_head_dtype', 'weight_cache', 'num_threads', 'prefill_chunk',
-             'chat_template', 'system_prompt')
+             'kv_cache_dtype', 'lm_head_dtype', 'weight_cache', 'num_threads', 'processors',
+             'prefill_chunk', 'chat_template', 'system_prompt')
     return EngineConfig(memory_budget=value(node, 'memory_budget_mb') * 2**20,
                         **{name: value(node, name) for name in names})
 

@@ -27,20 +27,25 @@ import json
 import os
 from pathlib import Path
 import tempfile
-from typing import Any, BinaryIO, Mapping
+from typing import Any, BinaryIO, Mapping, Union
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels import cpu, memory
-from tinychat_ros.kernels.packing import cpu_tiles_shape, CpuTiles, LAYOUT_VERSION
+from tinychat_ros.kernels.packing import CpuTiles, Int8Weight, LAYOUT_VERSION, tensors_of
+
+PackedWeight = Union[CpuTiles, Int8Weight]
 
 PARTIAL = '.partial'
 
 # Stays in a processor's cache between reading and checking.
 _PIECE_BYTES = 2**20
 _MAX_HEADER_BYTES = 16 * 2**20
+
+_KINDS = {'tiles': CpuTiles, 'int8': Int8Weight}
+_DTYPES = {'U8': torch.uint8, 'I8': torch.int8, 'F32': torch.float32}
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Facts:
     :param layout: LAYOUT_VERSION of the weights.
     :param content: SHA-256 of the checkpoint's files.
     :param files: their signature, when the file was written.
-    :param weights: for each weight n, k, bits, block and checksum.
+    :param weights: for each weight its kind, its sizes and the checksums of its tensors.
     """
 
     layout: int
@@ -60,7 +65,7 @@ class Facts:
     weights: dict[str, dict[str, Any]]
 
 
-class TilesFile:
+class WeightFile:
     """
     An open file.
 
@@ -71,43 +76,50 @@ class TilesFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         try:
-            header, self._begin = _read_header(file)
-            metadata = header['__metadata__']
+            self._header, self._begin = _read_header(file)
+            metadata = self._header['__metadata__']
             seal = metadata.pop('sha256')
             self.facts = Facts(**json.loads(metadata['tinychat_ros']))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise CheckpointError('it is no file of packed weights') from None
-        if seal != digest(header):
+        if seal != digest(self._header):
             raise CheckpointError('its header is corrupt')
         if self.facts.layout != LAYOUT_VERSION:
             raise CheckpointError(f'its layout is {self.facts.layout}, not {LAYOUT_VERSION}')
-        self._offsets = {name: header[name]['data_offsets'] for name in self.facts.weights}
-        expected = self._begin + max(end for _, end in self._offsets.values())
+        del self._header['__metadata__']
+        expected = self._begin + max(e['data_offsets'][1] for e in self._header.values())
         size = os.fstat(file.fileno()).st_size
         if size != expected:
             raise CheckpointError(f'it has {size} bytes, not {expected}')
 
-    def read(self, name: str, n: int, k: int) -> CpuTiles:
+    def read(self, name: str, n: int, k: int) -> PackedWeight:
         """
-        Return the weight [N, K] of a linear that is among the facts.
+        Return a weight [N, K] that is among the facts.
 
-        :raises CheckpointError: it is corrupt.
+        :raises CheckpointError: it is corrupt, or has another shape.
         """
         fact = self.facts.weights[name]
-        if (fact['n'], fact['k']) != (n, k):
-            raise CheckpointError(f"{name} is {fact['n']} x {fact['k']}, not {n} x {k}")
-        data = memory.zeros(cpu_tiles_shape(n, k, fact['bits'], fact['block']), torch.uint8)
-        self._file.seek(self._begin + self._offsets[name][0])
+        tensors = {field: self._read(f'{name}.{field}', checksum)
+                   for field, checksum in fact['checksums'].items()}
+        weight = _KINDS[fact['kind']](**tensors, **fact['sizes'])
+        if weight.shape != (n, k):
+            raise CheckpointError(f'{name} is {list(weight.shape)}, not {[n, k]}')
+        return weight
+
+    def _read(self, name: str, checksum: str) -> Tensor:
+        entry = self._header[name]
+        tensor = memory.zeros(entry['shape'], _DTYPES[entry['dtype']])
+        self._file.seek(self._begin + entry['data_offsets'][0])
         checksums = []
-        for piece in _pieces(data):
+        for piece in _pieces(tensor):
             self._file.readinto(memory.buffer(piece))
             checksums.append(cpu.checksum(piece))
-        if digest(checksums) != fact['checksum']:
+        if digest(checksums) != checksum:
             raise CheckpointError(f'{name} is corrupt')
-        return CpuTiles(data, n, k, fact['bits'], fact['block'])
+        return tensor
 
 
-def write(path: Path, weights: Mapping[str, CpuTiles], content: str,
+def write(path: Path, weights: Mapping[str, PackedWeight], content: str,
           files: list[list[Any]]) -> None:
     """
     Write a file that appears whole or not at all.
@@ -117,7 +129,9 @@ def write(path: Path, weights: Mapping[str, CpuTiles], content: str,
     """
     facts = Facts(LAYOUT_VERSION, content, files,
                   {name: _fact(weight) for name, weight in weights.items()})
-    header = json.dumps(_header(weights, facts)).encode()
+    tensors = {f'{name}.{field}': tensor for name, weight in weights.items()
+               for field, tensor in tensors_of(weight).items()}
+    header = json.dumps(_header(tensors, facts)).encode()
     header += b' ' * (-len(header) % 8)
     descriptor, partial = tempfile.mkstemp(PARTIAL, f'.{path.name}.', path.parent)
     try:
@@ -125,8 +139,8 @@ def write(path: Path, weights: Mapping[str, CpuTiles], content: str,
             # Tells other processes that it is no leftover.
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(len(header).to_bytes(8, 'little') + header)
-            for weight in weights.values():
-                file.write(memory.buffer(weight.data))
+            for tensor in tensors.values():
+                file.write(memory.buffer(tensor))
             file.flush()
             # Without it, a power cut can leave an empty file under the new name.
             os.fsync(file.fileno())
@@ -151,21 +165,26 @@ def digest(value: Any) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def _pieces(data: Tensor) -> tuple[Tensor, ...]:
-    return data.flatten().split(_PIECE_BYTES)
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    return tensor.flatten().view(torch.uint8).split(_PIECE_BYTES)
 
 
-def _fact(weight: CpuTiles) -> dict[str, Any]:
-    return {'n': weight.n, 'k': weight.k, 'bits': weight.bits, 'block': weight.block,
-            'checksum': digest([cpu.checksum(piece) for piece in _pieces(weight.data)])}
+def _fact(weight: PackedWeight) -> dict[str, Any]:
+    tensors = tensors_of(weight)
+    return {'kind': next(kind for kind, cls in _KINDS.items() if isinstance(weight, cls)),
+            'sizes': {field: size for field, size in vars(weight).items()
+                      if field not in tensors},
+            'checksums': {field: digest([cpu.checksum(piece) for piece in _pieces(tensor)])
+                          for field, tensor in tensors.items()}}
 
 
-def _header(weights: Mapping[str, CpuTiles], facts: Facts) -> dict[str, Any]:
+def _header(tensors: Mapping[str, Tensor], facts: Facts) -> dict[str, Any]:
+    names = {dtype: name for name, dtype in _DTYPES.items()}
     header: dict[str, Any] = {'__metadata__': {'tinychat_ros': json.dumps(asdict(facts))}}
     end = 0
-    for name, weight in weights.items():
-        begin, end = end, end + weight.data.nbytes
-        header[name] = {'dtype': 'U8', 'shape': list(weight.data.shape),
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {'dtype': names[tensor.dtype], 'shape': list(tensor.shape),
                         'data_offsets': [begin, end]}
     header['__metadata__']['sha256'] = digest(header)
     return header
