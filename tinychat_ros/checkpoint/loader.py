@@ -29,6 +29,7 @@ from torch import Tensor
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.weight_cache import WeightCache
+from tinychat_ros.checkpoint.weight_file import PackedWeight
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels import cpu, memory
 from tinychat_ros.kernels.linear import (
@@ -41,7 +42,7 @@ from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
 
-# Of a weight that no linear of a checkpoint is.
+# In the cache; no linear of a checkpoint is called so.
 _INT8_HEAD = 'lm_head in int8'
 
 _LOGGER = logging.getLogger(__name__)
@@ -53,17 +54,18 @@ class WeightLoader:
 
     :param dtype: of activations and norms, and of plain matrices, unless the kernels widen those
         of 16 bits as they read them.
-    :param int8_activations: see :func:`load_model`.
+    :param int8_activations: see :func:`load_model`, as int8_head.
     :param cache: where what is packed for CPU kernels is found, and kept.
     """
 
     def __init__(self, reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
-                 int8_activations: Optional[bool] = False,
+                 int8_activations: Optional[bool] = False, int8_head: bool = False,
                  cache: Optional[WeightCache] = None) -> None:
         self._reader = reader
         self._dtype = dtype
         self._device = device
         self._int8_activations = int8_activations
+        self._int8_head = int8_head
         self._cache = cache
         self.formats: Counter[str] = Counter()
         self.on_reference: dict[str, list[str]] = {}
@@ -77,22 +79,24 @@ class WeightLoader:
         """Return linears that share an input, joined into one where their kinds allow it."""
         if self._cache is None:
             return self._read_linears(names, out_features, in_features, order)
-        name = ' + '.join(names)
-        tiles = self._cache.take(name, sum(out_features), in_features)
-        if tiles is not None:
-            return (self._cached_linear(names, out_features, tiles),)
+        name, shape = ' + '.join(names), (sum(out_features), in_features)
+        packed = self._cache.take(name, *shape)
+        if packed is None and self._int8_head and name == 'lm_head':
+            packed = self._cache.take(_INT8_HEAD, *shape)
+        if packed is not None:
+            return (self._cached_linear(names, out_features, packed),)
         linears = self._read_linears(names, out_features, in_features, order)
         if len(linears) == 1 and isinstance(linears[0].weight, CpuTiles):
             self._cache.keep(name, linears[0].weight)
         return linears
 
     def _cached_linear(self, names: Sequence[str], out_features: Sequence[int],
-                       tiles: CpuTiles) -> Linear:
+                       weight: PackedWeight) -> Linear:
         self.formats.update(formats.detect(self._reader, name).name for name in names)
         biases = [self._bias(name, n) for name, n in zip(names, out_features)]
-        rounds = self._rounds_input_of(tiles.bits, None)
-        return Linear(tiles, None if biases[0] is None else torch.cat(biases),
-                      tiles.block if rounds else 0)
+        rounds = isinstance(weight, CpuTiles) and self._rounds_input_of(weight.bits, None)
+        return Linear(weight, None if biases[0] is None else torch.cat(biases),
+                      weight.block if rounds else 0)
 
     def _read_linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
                       order: Optional[TileOrder]) -> tuple[Linear, ...]:
@@ -170,7 +174,7 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
                           '4 bits or less, got int8')
     kept = cache_folder is not None and cpu.serves(torch.float32, device)
     with WeightCache(cache_folder, reader) if kept else nullcontext() as cache:
-        weights = WeightLoader(reader, dtype, device, int8_activations, cache)
+        weights = WeightLoader(reader, dtype, device, int8_activations, int8_head, cache)
         model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
         if int8_head:
             _round_head(model, cache)
