@@ -356,6 +356,14 @@ def test_two_checkpoints_have_a_file_each(tmp_path, cache, reads):
     assert not reads and len(list(cache.iterdir())) == 2
 
 
+def test_a_long_name_of_a_checkpoint_is_cut(tmp_path, cache, reads, caplog):
+    checkpoint = _write(tmp_path / ('é' * 120))
+    _load(checkpoint, cache)
+    reads.clear()
+    _load(checkpoint, cache)
+    assert not reads and not caplog.messages
+
+
 def test_a_process_that_is_killed_leaves_nothing_that_looks_whole(checkpoint, cache, reads):
     child = os.fork()
     if child == 0:

@@ -53,7 +53,8 @@ class WeightCache:
 
     def __init__(self, folder: Path, reader: CheckpointReader) -> None:
         path = reader.path.resolve()
-        self.path = folder / f'{path.name[:100]}-{digest(os.fspath(path))[:16]}.safetensors'
+        # A name has room for 255 bytes, and a character may take four.
+        self.path = folder / f'{path.name[:40]}-{digest(os.fspath(path))[:16]}.safetensors'
         self._sources = reader.source_files()
         self._signature = signature(self._sources)
         self._content = ''

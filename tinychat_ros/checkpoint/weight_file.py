@@ -20,6 +20,7 @@ the weight is right.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 import fcntl
 import hashlib
@@ -152,12 +153,10 @@ def write(path: Path, weights: Mapping[str, PackedWeight], content: str,
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes were writing when they were killed."""
     for partial in folder.glob(f'.*{PARTIAL}'):
-        with open(partial, 'rb') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            partial.unlink(missing_ok=True)
+        # The lock is refused while the process that writes it lives.
+        with suppress(OSError), open(partial, 'rb') as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
 
 
 def digest(value: Any) -> str:
