@@ -256,6 +256,26 @@ void bind_elementwise(py::module_& module) {
       py::arg("num_threads"), py::arg("isa") = "auto", Released());
 }
 
+void bind_memory(py::module_& module) {
+  module.def(
+      "cpu_read",
+      [](Address data, int64_t bytes, int num_threads, const std::string& isa) {
+        const Arguments arguments("cpu_read", {{"data", data}}, {{"bytes", bytes}});
+        read(pointer<uint8_t>(data), bytes, num_threads, arguments.isa(num_threads, isa));
+      },
+      py::kw_only(), py::arg("data"), py::arg("bytes"), py::arg("num_threads"),
+      py::arg("isa") = "auto", Released());
+  module.def(
+      "cpu_checksum",
+      [](Address data, int64_t bytes, int num_threads, const std::string& isa) {
+        const Arguments arguments("cpu_checksum", {{"data", data}}, {{"bytes", bytes}});
+        return checksum(pointer<uint8_t>(data), bytes, num_threads,
+                        arguments.isa(num_threads, isa));
+      },
+      py::kw_only(), py::arg("data"), py::arg("bytes"), py::arg("num_threads"),
+      py::arg("isa") = "auto", Released());
+}
+
 void bind_attention(py::module_& module) {
   py::class_<KvCache>(module, "CpuKvCache", py::module_local())
       .def(py::init(&kv_cache), py::kw_only(), py::arg("k"), py::arg("v"),
@@ -307,6 +327,7 @@ void bind_cpu(py::module_& module) {
   cpu::bind_ends(module);
   cpu::bind_norms(module);
   cpu::bind_elementwise(module);
+  cpu::bind_memory(module);
   cpu::bind_attention(module);
 }
 

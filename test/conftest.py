@@ -15,6 +15,7 @@
 
 import os
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from tinychat_ros.examples.loopback import isolate
@@ -48,6 +49,14 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f'{path} is not there')
     return path
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_home_is_written_to(tmp_path_factory) -> Iterator[None]:
+    """Keep packed weights out of the user's cache folder, those of started processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -104,6 +104,22 @@ void silu_mul(const float* gate_up,  // [tokens, 2 size], gate first
               int num_threads,       //
               const std::string& isa);
 
+// ---- memory ------------------------------------------------------------------------------------
+
+// Reads an array and does nothing with it, to find out how fast memory is.
+void read(const uint8_t* data,  // [bytes]
+          int64_t bytes,        //
+          int num_threads,      //
+          const std::string& isa);
+
+// A number that tells whether bytes are the same as before: where one word of 8 bytes has changed
+// always, where two have unless it is in their topmost bits alone, else but by rare chance. It is
+// no defence against someone who means harm. All instruction sets agree on it.
+uint64_t checksum(const uint8_t* data,  // [bytes]
+                  int64_t bytes,        //
+                  int num_threads,      //
+                  const std::string& isa);
+
 // ---- attention ---------------------------------------------------------------------------------
 
 constexpr int64_t kMaxHeadDim = 256;

@@ -35,12 +35,14 @@
 #define TINYCHAT_LANES 16
 #include "cpu/attention_body.h"
 #include "cpu/dense_body.h"
+#include "cpu/memory_body.h"
 #include "cpu/rows_body.h"
 
 namespace tinychat::cpu {
 
 const Bodies kAvx512Bodies = {widen_row, rms_norm_row, layer_norm_row, add_row, silu_mul_row,
-                             rotate_row, append_row, attend, merge, dense};
+                             rotate_row, append_row, attend, merge, dense,
+                             read_piece, checksum_piece};
 
 }  // namespace tinychat::cpu
 

@@ -64,6 +64,17 @@ struct KvDestination {
   DType dtype;
 };
 
+// What a checksum takes at once: 16 columns of words.
+constexpr int64_t kStripeBytes = 128;
+
+// The finalizer of MurmurHash3, which spreads a change of any bit over all.
+inline uint64_t mix_words(uint64_t before, uint64_t word) {
+  uint64_t mixed = before * 0x9e3779b97f4a7c15u + word;
+  mixed = (mixed ^ mixed >> 33) * 0xff51afd7ed558ccdu;
+  mixed = (mixed ^ mixed >> 33) * 0xc4ceb9fe1a85ec53u;
+  return mixed ^ mixed >> 33;
+}
+
 struct Bodies {
   // A row each.
   void (*widen)(const void* from, DType dtype, int64_t n, float* to);
@@ -84,6 +95,10 @@ struct Bodies {
 
   // The output features [begin, end) of all tokens.
   void (*dense)(const DenseProblem& problem, int64_t begin, int64_t end);
+
+  // A piece each; what `read` returns has no meaning.
+  uint64_t (*read)(const uint8_t* data, int64_t bytes);
+  uint64_t (*checksum)(const uint8_t* data, int64_t bytes);
 };
 
 extern const Bodies kGenericBodies;

@@ -23,11 +23,13 @@
 #define TINYCHAT_LANES 4
 #include "cpu/attention_body.h"
 #include "cpu/dense_body.h"
+#include "cpu/memory_body.h"
 #include "cpu/rows_body.h"
 
 namespace tinychat::cpu {
 
 const Bodies kGenericBodies = {widen_row, rms_norm_row, layer_norm_row, add_row, silu_mul_row,
-                             rotate_row, append_row, attend, merge, dense};
+                             rotate_row, append_row, attend, merge, dense,
+                             read_piece, checksum_piece};
 
 }  // namespace tinychat::cpu

@@ -14,6 +14,7 @@
 """Options of the engine: ranges, choices and what is chosen by itself."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,7 +96,26 @@ def test_a_home_folder_is_written_as_a_tilde(monkeypatch, tmp_path):
     assert EngineConfig(model='~/model').model_path == tmp_path / 'model'
 
 
+@pytest.mark.parametrize('option, environment, expected', [
+    ('', {'XDG_CACHE_HOME': '/elsewhere'}, '/elsewhere/tinychat_ros'),
+    ('', {'XDG_CACHE_HOME': ''}, '/robot/.cache/tinychat_ros'),
+    ('', {'XDG_CACHE_HOME': 'not/absolute'}, None),
+    ('off', {}, None), ('/data/weights', {}, '/data/weights'),
+    ('~/weights', {}, '/robot/weights')])
+def test_packed_weights_stay_in_the_users_cache_unless_said(
+        option, environment, expected, monkeypatch):
+    for name, value in {'HOME': '/robot', **environment}.items():
+        monkeypatch.setenv(name, value)
+    folder = EngineConfig(weight_cache=option).weight_cache_path
+    assert folder == (expected and Path(expected))
+
+
 @pytest.mark.parametrize('model', ['nowhere', '~nobody-of-this-name/model', 'a\0b', 'x' * 5000])
 def test_a_folder_that_is_not_there_is_refused(model):
     with pytest.raises(CheckpointError, match='expected a checkpoint folder'):
         Engine.load(model)
+
+
+def test_a_model_as_small_as_the_demo_leaves_no_file(tmp_path):
+    Engine.load(device='cpu', weight_cache=str(tmp_path / 'cache'))
+    assert not list(tmp_path.iterdir())

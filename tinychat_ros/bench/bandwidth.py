@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tinychat_ros.bench.timing import timed
 from tinychat_ros.checkpoint.loader import available_memory
-from tinychat_ros.kernels import cuda, extension
+from tinychat_ros.kernels import cpu, cuda, extension, memory
 
 # Far more than a cache holds, and at most this part of the memory that is free.
 _BUFFER_BYTES = {'cuda': 4 * 2**30, 'cpu': 2**29}
@@ -35,7 +35,7 @@ def memory_bandwidth(device: torch.device) -> tuple[float, float]:
     """Return the bytes per second that are read, and that a copy reads and writes together."""
     size = min(_BUFFER_BYTES[device.type], available_memory(device) // _FREE_MEMORY_PART)
     # Ones, since a page of the host that nothing was written to is not there.
-    buffer = torch.ones(size // 32 * 8, dtype=torch.float32, device=device)
+    buffer = memory.zeros([size // 32 * 8], torch.float32, device).fill_(1)
     source, target = buffer.chunk(2)
     read = timed(partial(_read, buffer), device, graph=True)
     copied = timed(partial(target.copy_, source), device, graph=True)
@@ -55,6 +55,8 @@ def matrix_rate(device: torch.device) -> float:
 def _read(buffer: Tensor) -> None:
     if extension.cuda(buffer.device) is not None:
         cuda.read(buffer)
+    elif cpu.takes(buffer):
+        cpu.read(buffer)
     else:
         buffer.sum()
 

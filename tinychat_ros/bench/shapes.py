@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import ConfigError
+from tinychat_ros.kernels import memory
 from tinychat_ros.kernels.linear import activation_group, Linear, prepare
 from tinychat_ros.kernels.packing import (
     QuantizedWeight, record_bytes, RECORD_COLUMNS, RECORD_ROWS, TileOrder)
@@ -95,7 +96,7 @@ class RandomWeights:
         """Return ones for a norm, else values that keep the deviation of what they multiply."""
         if len(shape) == 1:
             return torch.ones(*shape, dtype=self._dtype, device=self._device)
-        values = torch.empty(*shape, dtype=self._matrix_dtype, device=self._device)
+        values = memory.zeros(shape, self._matrix_dtype, self._device)
         return values.normal_(std=shape[-1] ** -0.5)
 
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,

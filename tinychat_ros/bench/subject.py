@@ -59,6 +59,8 @@ def of_shape(name: str, group_size: int, config: EngineConfig, max_seq_len: int)
     begin = time.perf_counter()
     weights = RandomWeights(device, dtype, group_size, ACTIVATIONS[config.activations], plain)
     model = model_class(shape.model_type)(shape, weights, max_seq_len, device)
+    if config.lm_head_dtype != 'auto':
+        model.quantize_head(config.lm_head_dtype, ACTIVATIONS[config.activations])
     return _with_runner(model, config, max_seq_len, begin)
 
 
@@ -75,15 +77,14 @@ def of_checkpoint(config: EngineConfig, max_seq_len: int) -> Subject:
         check_fit(str(reader.path), size, reader.config, config.torch_kv_dtype(), 1, max_seq_len,
                   config.budget())
         begin = time.perf_counter()
-        model, _ = load_model(reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations])
+        model, _ = load_model(reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations],
+                              config.lm_head_dtype, config.weight_cache_path)
     return _with_runner(model, config, max_seq_len, begin)
 
 
 def _with_runner(model: LlamaModel, config: EngineConfig, max_seq_len: int,
                  begin: float) -> Subject:
     device, kv_dtype = config.torch_device(), config.torch_kv_dtype()
-    if config.lm_head_dtype != 'auto':
-        model.quantize_head(config.lm_head_dtype, ACTIVATIONS[config.activations])
     cache = KVCache(model.config, 1, max_seq_len, kv_dtype, device)
     runner = make_runner(model, cache, device, prefill_chunk=max_seq_len)
     cuda.synchronize(device)

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 import logging
 import math
@@ -27,15 +28,20 @@ from torch import Tensor
 
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.checkpoint.weight_cache import WeightCache
+from tinychat_ros.checkpoint.weight_file import PackedWeight
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
-from tinychat_ros.kernels import cpu
+from tinychat_ros.kernels import cpu, memory
 from tinychat_ros.kernels.linear import (
     activation_group, can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
-from tinychat_ros.kernels.packing import tensors_of, TileOrder
+from tinychat_ros.kernels.packing import CpuTiles, Int8Weight, tensors_of, TileOrder
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 from tinychat_ros.models.llama import LlamaModel
 from tinychat_ros.models.registry import model_class
+
+# In the cache; no linear of a checkpoint is called so.
+_ROUNDED_HEAD = 'lm_head in {}'
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -46,15 +52,19 @@ class WeightLoader:
 
     :param dtype: of activations and norms, and of plain matrices, unless the kernels widen those
         of 16 bits as they read them.
-    :param int8_activations: see :func:`load_model`.
+    :param int8_activations: see :func:`load_model`, as lm_head_dtype.
+    :param cache: where what is packed for CPU kernels is found, and kept.
     """
 
     def __init__(self, reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
-                 int8_activations: Optional[bool] = False) -> None:
+                 int8_activations: Optional[bool] = False, lm_head_dtype: str = 'auto',
+                 cache: Optional[WeightCache] = None) -> None:
         self._reader = reader
         self._dtype = dtype
         self._device = device
         self._int8_activations = int8_activations
+        self._lm_head_dtype = lm_head_dtype
+        self._cache = cache
         self.formats: Counter[str] = Counter()
         self.on_reference: dict[str, list[str]] = {}
 
@@ -65,6 +75,28 @@ class WeightLoader:
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
                 order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
         """Return linears that share an input, joined into one where their kinds allow it."""
+        if self._cache is None:
+            return self._read_linears(names, out_features, in_features, order)
+        name, shape = ' + '.join(names), (sum(out_features), in_features)
+        packed = self._cache.take(name, *shape)
+        if packed is None and name == 'lm_head':
+            packed = self._cache.take(_ROUNDED_HEAD.format(self._lm_head_dtype), *shape)
+        if packed is not None:
+            return (self._cached_linear(names, out_features, packed),)
+        linears = self._read_linears(names, out_features, in_features, order)
+        if len(linears) == 1 and isinstance(linears[0].weight, CpuTiles):
+            self._cache.keep(name, linears[0].weight)
+        return linears
+
+    def _cached_linear(self, names: Sequence[str], out_features: Sequence[int],
+                       weight: PackedWeight) -> Linear:
+        self.formats.update(formats.detect(self._reader, name).name for name in names)
+        biases = [self._bias(name, n) for name, n in zip(names, out_features)]
+        return Linear(weight, None if biases[0] is None else torch.cat(biases),
+                      activation_group(weight, self._int8_activations, self._dtype))
+
+    def _read_linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
+                      order: Optional[TileOrder]) -> tuple[Linear, ...]:
         weights = [self._weight(name, n, in_features) for name, n in zip(names, out_features)]
         biases = [self._bias(name, n) for name, n in zip(names, out_features)]
         has_bias = {bias is not None for bias in biases}
@@ -92,7 +124,7 @@ class WeightLoader:
     def _placed(self, stored: Tensor) -> Tensor:
         if stored.dim() == 2 and cpu.serves(self._dtype, self._device):
             # A copy, since a file that is mapped can be cut while the model runs.
-            return stored.clone()
+            return memory.copied(stored)
         return stored.to(self._device, self._dtype)
 
     def _bias(self, name: str, n: int) -> Optional[Tensor]:
@@ -110,12 +142,16 @@ class WeightLoader:
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
                max_seq_len: int,
-               int8_activations: Optional[bool] = False) -> tuple[LlamaModel, str]:
+               int8_activations: Optional[bool] = False, lm_head_dtype: str = 'auto',
+               cache_folder: Optional[Path] = None) -> tuple[LlamaModel, str]:
     """
     Build the model of an open checkpoint.
 
     :param int8_activations: see :func:`activation_group`. Linears of int8 round their inputs by
         themselves; the inputs of plain ones stay as they are.
+    :param lm_head_dtype: what a plain LM head is rounded to, 'int8' or 'int4'; 'auto' leaves it.
+    :param cache_folder: for weights that are packed for CPU kernels, see
+        :mod:`~tinychat_ros.checkpoint.weight_cache`; None keeps none.
     :returns: the model, and the name of the format that most of its linears have.
     :raises ConfigError: int8 activations are asked for, and no linear is of 4 bits or less.
     """
@@ -123,10 +159,28 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
                                 for name in formats.layer_names(reader)):
         raise ConfigError(f'activations: expected fp16 for {reader.path}, which has no linear of '
                           '4 bits or less, got int8')
-    weights = WeightLoader(reader, dtype, device, int8_activations)
-    model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
+    kept = cache_folder is not None and cpu.serves(torch.float32, device)
+    with WeightCache(cache_folder, reader) if kept else nullcontext() as cache:
+        weights = WeightLoader(reader, dtype, device, int8_activations, lm_head_dtype, cache)
+        model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
+        if lm_head_dtype != 'auto':
+            _round_head(model, lm_head_dtype, int8_activations, cache)
+        if cache is not None:
+            cache.save()
     weights.log_reference_layers()
     return model, weights.formats.most_common(1)[0][0]
+
+
+def _round_head(model: LlamaModel, dtype: str, int8_activations: Optional[bool],
+                cache: Optional[WeightCache]) -> None:
+    name, plain = _ROUNDED_HEAD.format(dtype), model.lm_head.weight
+    if not isinstance(plain, Tensor):
+        return
+    packed = None if cache is None else cache.take(name, *plain.shape)
+    model.quantize_head(dtype, int8_activations, packed)
+    rounded = model.lm_head.weight
+    if cache is not None and packed is None and isinstance(rounded, (CpuTiles, Int8Weight)):
+        cache.keep(name, rounded)
 
 
 def weight_bytes(reader: CheckpointReader, dtype: torch.dtype, device: torch.device) -> int:

@@ -32,7 +32,8 @@ from tinychat_ros.bench.subject import of_checkpoint, of_shape
 from tinychat_ros.bench.table import plot, table
 from tinychat_ros.checkpoint.loader import check_fit
 from tinychat_ros.checkpoint.writer import replace_file
-from tinychat_ros.commands.common import device_options, output_options, PROCESSORS_HELP
+from tinychat_ros.commands.common import (
+    device_options, output_options, PROCESSORS_HELP, WEIGHT_CACHE_HELP)
 from tinychat_ros.engine.config import (
     ACTIVATIONS, EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES)
 from tinychat_ros.errors import ConfigError
@@ -68,6 +69,7 @@ def add(commands: Any) -> None:
                         help='of 4-bit linears (default: auto, int8 on the CPU)')
     parser.add_argument('--lm-head-dtype', default='auto', choices=LM_HEAD_DTYPES,
                         help='default: auto, as it is stored')
+    parser.add_argument('--weight-cache', default='', metavar='DIR', help=WEIGHT_CACHE_HELP)
     parser.add_argument('--isa', metavar='NAME',
                         help='instruction set of CPU kernels, such as avx2 (default: the best)')
     parser.add_argument('--plot', metavar='FILE',
@@ -103,7 +105,8 @@ def _bench(args: argparse.Namespace) -> int:
     config = EngineConfig(model=args.model or '', device=args.device, dtype=args.dtype,
                           kv_cache_dtype=args.kv_cache_dtype,
                           lm_head_dtype=args.lm_head_dtype, activations=args.activations,
-                          num_threads=args.threads, processors=args.processors)
+                          weight_cache=args.weight_cache, num_threads=args.threads,
+                          processors=args.processors)
     _check(args)
     isa = _use_isa(args.isa)
     max_seq_len = max(max(args.context) + ROOM, *args.prefill)

@@ -23,7 +23,7 @@ import sys
 from typing import Any, Optional
 
 from tinychat_ros.commands.common import (
-    device_options, FAILED, output_options, print_error, PROCESSORS_HELP)
+    device_options, FAILED, output_options, print_error, PROCESSORS_HELP, WEIGHT_CACHE_HELP)
 from tinychat_ros.engine.config import (
     ACTIVATIONS, EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES)
 from tinychat_ros.engine.engine import Engine
@@ -62,6 +62,7 @@ def _model_options() -> argparse.ArgumentParser:
     group.add_argument('--lm-head-dtype', default='auto', choices=LM_HEAD_DTYPES,
                        help='default: auto, as it is stored; int8 and int4 take a half and a '
                        'quarter of the time to read')
+    group.add_argument('--weight-cache', default='', metavar='DIR', help=WEIGHT_CACHE_HELP)
     group.add_argument('--processors', default='', metavar='LIST', help=PROCESSORS_HELP)
     group.add_argument('--chat-template', default='', metavar='FILE',
                        help="Jinja file (default: the checkpoint's own)")
@@ -92,7 +93,8 @@ def _load_engine(args: argparse.Namespace) -> Engine:
         model=args.model, device=args.device, dtype=args.dtype, num_threads=args.threads,
         max_seq_len=args.max_seq_len, chat_template=args.chat_template,
         activations=args.activations, kv_cache_dtype=args.kv_cache_dtype,
-        lm_head_dtype=args.lm_head_dtype, processors=args.processors, num_slots=1))
+        lm_head_dtype=args.lm_head_dtype, weight_cache=args.weight_cache,
+        processors=args.processors, num_slots=1))
 
 
 def _sampling(args: argparse.Namespace, default: SamplingParams) -> SamplingParams:

@@ -22,6 +22,8 @@ from tinychat_ros.engine.config import DEVICES, DTYPES
 from tinychat_ros.errors import TinychatError
 
 FAILED, WRONG_USAGE = 1, 2
+WEIGHT_CACHE_HELP = ('where weights stay as they are packed for the CPU, or off '
+                     '(default: tinychat_ros in the cache folder of the user)')
 
 
 def print_error(error: Exception) -> None:

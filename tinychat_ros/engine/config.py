@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import os
 from pathlib import Path
 import re
-from typing import Collection
+from typing import Collection, Optional
 
 import torch
 
@@ -66,6 +66,8 @@ class EngineConfig:
     :param lm_head_dtype: 'auto' leaves the LM head as it is stored; 'int8' and 'int4' round a
         plain one, which each token then reads in half or a quarter of the time of 16 bits.
     :param memory_budget: bytes for weights and KV cache; 0 is 90 % of what is free.
+    :param weight_cache: folder in which weights stay as they are packed for CPU kernels, so that
+        the next start is faster; '' is tinychat_ros below $XDG_CACHE_HOME or ~/.cache, 'off' none.
     :param num_threads: of torch and the CPU kernels, in this whole process; 0 is every core that
         it may use, or one for a model so small that threads cost more than they bring.
     :param processors: that the threads which generate keep to on the CPU, such as '0-3,6'; '' is
@@ -85,6 +87,7 @@ class EngineConfig:
     kv_cache_dtype: str = 'auto'
     lm_head_dtype: str = 'auto'
     memory_budget: int = 0
+    weight_cache: str = ''
     num_threads: int = 0
     processors: str = ''
     prefill_chunk: int = 256
@@ -113,6 +116,16 @@ class EngineConfig:
     def model_path(self) -> Path:
         """Return the checkpoint folder."""
         return DEMO_MODEL if self.model in ('', 'demo') else Path(os.path.expanduser(self.model))
+
+    @property
+    def weight_cache_path(self) -> Optional[Path]:
+        """Return the folder of packed weights, or None for none."""
+        if self.weight_cache == 'off':
+            return None
+        default = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+        path = Path(os.path.expanduser(self.weight_cache or os.path.join(default, 'tinychat_ros')))
+        # A process may have no home, and the caches of others do not belong in its folder.
+        return path if self.weight_cache or path.is_absolute() else None
 
     def torch_device(self) -> torch.device:
         """Return the device to run on."""

@@ -80,9 +80,8 @@ class Engine:
             self.default_sampling = SamplingParams.from_generation_config(
                 reader.generation_config())
             model, weight_format = load_model(
-                reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations])
-            if config.lm_head_dtype != 'auto':
-                model.quantize_head(config.lm_head_dtype, ACTIVATIONS[config.activations])
+                reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations],
+                config.lm_head_dtype, config.weight_cache_path)
             self.info = ModelInfo(
                 name=config.model_path.resolve().name, path=str(config.model_path),
                 architecture=shape.model_type, format=weight_format,

@@ -245,6 +245,17 @@ def sample(state: Tensor, logits: Tensor, params: Tensor, seen: Tensor, ring: Te
         state=state.data_ptr(), ring=ring.data_ptr(), ring_size=len(ring), vocab=len(logits))
 
 
+def read(data: Tensor) -> None:
+    """Read a tensor and do nothing with it, to find out how fast memory is."""
+    extension.load().cpu_read(data=data.data_ptr(), bytes=data.nbytes, num_threads=_threads())
+
+
+def checksum(data: Tensor) -> int:
+    """Return a number of 64 bits that tells whether a tensor's bytes are still the same."""
+    return extension.load().cpu_checksum(data=data.data_ptr(), bytes=data.nbytes,
+                                         num_threads=_threads())
+
+
 def _contiguous(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x

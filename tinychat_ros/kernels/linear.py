@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import KernelError
-from tinychat_ros.kernels import cuda, extension, reference
+from tinychat_ros.kernels import cuda, extension, memory, reference
 from tinychat_ros.kernels.packing import (
     cpu_tiles_refusal, CpuTiles, cuda_tiles_refusal, CudaTiles, int8_refusal, Int8Weight,
     NATURAL, natural_order, pack_cpu_tiles, QuantizedWeight, tensors_of, tile_columns, TileOrder)
@@ -51,7 +51,7 @@ class Linear:
     activation_group: int = 0
 
 
-def activation_group(weight: StoredWeight, int8_activations: Optional[bool],
+def activation_group(weight: RuntimeWeight, int8_activations: Optional[bool],
                      dtype: torch.dtype = torch.float16) -> int:
     """
     Return the ``activation_group`` of a linear with this weight.
@@ -61,6 +61,8 @@ def activation_group(weight: StoredWeight, int8_activations: Optional[bool],
         of 4-bit weights.
     :param dtype: of the activations.
     """
+    if isinstance(weight, CpuTiles):
+        return 0 if int8_activations is False else weight.block
     if not isinstance(weight, QuantizedWeight):
         return 0
     if int8_activations is None:
@@ -72,9 +74,13 @@ def activation_group(weight: StoredWeight, int8_activations: Optional[bool],
 
 def int8_rows(weight: Tensor) -> Int8Weight:
     """Round a plain weight [N, K] to int8 with a scale per row, some rows at a time."""
-    parts = [reference.quantize_per_token(rows) for rows in weight.split(_ROWS_AT_ONCE)]
-    qweight, scales = zip(*parts)
-    return Int8Weight(torch.cat(qweight), torch.cat(scales))
+    qweight = memory.zeros(weight.shape, torch.int8, weight.device)
+    scales = []
+    for rows, rounded in zip(weight.split(_ROWS_AT_ONCE), qweight.split(_ROWS_AT_ONCE)):
+        values, scale = reference.quantize_per_token(rows)
+        rounded.copy_(values)
+        scales.append(scale)
+    return Int8Weight(qweight, torch.cat(scales))
 
 
 def int4_groups(weight: Tensor) -> QuantizedWeight:

@@ -30,6 +30,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from tinychat_ros.errors import KernelError
+from tinychat_ros.kernels import memory
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Int8Weight:
         return (self.qweight * self.scales[:, None]).to(dtype)
 
 
-def tensors_of(weight: QuantizedWeight | Int8Weight) -> dict[str, Tensor]:
-    """Return the tensors of a weight by the names of their fields; each has N rows."""
+def tensors_of(weight: QuantizedWeight | Int8Weight | CpuTiles) -> dict[str, Tensor]:
+    """Return the tensors of a weight by the names of their fields; but in tiles, of N rows."""
     return {field: value for field, value in vars(weight).items() if isinstance(value, Tensor)}
 
 
@@ -194,8 +195,8 @@ def pack_cpu_tiles(weight: QuantizedWeight) -> CpuTiles:
         raise KernelError(f'pack_cpu_tiles: {refusal}')
     n, k = weight.shape
     block = tile_columns(weight.group_size)
-    data = torch.empty((n + TILE_ROWS - 1) // TILE_ROWS, k // block,
-                       block * weight.bits * 2 + 48, dtype=torch.uint8)
+    data = memory.zeros((math.ceil(n / TILE_ROWS), k // block, block * weight.bits * 2 + 48),
+                        torch.uint8)
     for begin in range(0, n, _ROWS_AT_ONCE):
         rows = slice(begin, begin + _ROWS_AT_ONCE)
         part = replace(weight, **{field: tensor[rows]

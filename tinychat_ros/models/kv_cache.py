@@ -20,7 +20,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from tinychat_ros.kernels import cuda
+from tinychat_ros.kernels import cuda, memory
 from tinychat_ros.kernels.operands import LayerCache
 from tinychat_ros.models.config import ModelConfig
 
@@ -47,10 +47,10 @@ class KVCache:
     def __init__(self, config: ModelConfig, num_slots: int, max_seq_len: int,
                  dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.num_hidden_layers, num_slots, config.num_key_value_heads, max_seq_len)
-        self._k, self._v = (torch.zeros(*shape, config.head_dim, dtype=dtype, device=device)
+        self._k, self._v = (memory.zeros((*shape, config.head_dim), dtype, device)
                             for _ in range(2))
         self._k_scale, self._v_scale = (
-            torch.zeros(shape, dtype=torch.float16, device=device) if dtype == torch.int8
+            memory.zeros(shape, torch.float16, device) if dtype == torch.int8
             else None for _ in range(2))
         self._workspace = cuda.attention_workspace(
             config.num_attention_heads, config.num_key_value_heads, config.head_dim, max_seq_len,

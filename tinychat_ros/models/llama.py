@@ -153,19 +153,21 @@ class LlamaModel:
         """Return what may come after the token of x [1, H], for the sampler on the device."""
         return ops.candidates(x, self._norm, self.lm_head)
 
-    def quantize_head(self, dtype: str, int8_activations: Optional[bool] = False) -> None:
+    def quantize_head(self, dtype: str, int8_activations: Optional[bool] = False,
+                      packed: Optional[RuntimeWeight] = None) -> None:
         """
         Round a plain LM head.
 
         :param dtype: 'int8', with a scale for each token of the vocabulary, or 'int4', in groups.
         :param int8_activations: see :func:`activation_group`.
+        :param packed: what came of it before, if it is known.
         :raises CheckpointError: it cannot be rounded to int4.
         """
         weight, bias = self.lm_head.weight, self.lm_head.bias
         if not isinstance(weight, Tensor):
             return
         try:
-            rounded = int8_rows(weight) if dtype == 'int8' else int4_groups(weight)
+            rounded = packed or (int8_rows if dtype == 'int8' else int4_groups)(weight)
         except (KernelError, ValueError) as error:
             raise CheckpointError(f'lm_head: {error}') from error
         group = activation_group(rounded, int8_activations, self.dtype)

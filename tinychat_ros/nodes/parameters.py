@@ -75,6 +75,8 @@ SPECS = (
          'rounds it.', at_load=True),
     Spec('memory_budget_mb', 0, 'Weights and KV cache may take this [MiB]; 0 is 90 % of what is '
          'free.', at_load=True, span=(0, _INT_MAX)),
+    Spec('weight_cache', '', 'Folder in which weights stay as they are packed for the CPU; empty '
+         "is tinychat_ros in the user's cache folder, 'off' is none.", at_load=True),
     Spec('num_threads', 0, 'CPU threads; 0 is every core, or one for a small model.', at_load=True,
          span=(0, 1024)),
     Spec('processors', '', "That the threads which generate keep to, such as '0-3,6'; empty is "
@@ -143,8 +145,8 @@ def engine_config(node: Node) -> EngineConfig:
     :raises ConfigError: a value is out of its range.
     """
     names = ('model', 'device', 'dtype', 'max_seq_len', 'num_slots', 'activations',
-             'kv_cache_dtype', 'lm_head_dtype', 'num_threads', 'processors', 'prefill_chunk',
-             'chat_template', 'system_prompt')
+             'kv_cache_dtype', 'lm_head_dtype', 'weight_cache', 'num_threads', 'processors',
+             'prefill_chunk', 'chat_template', 'system_prompt')
     return EngineConfig(memory_budget=value(node, 'memory_budget_mb') * 2**20,
                         **{name: value(node, name) for name in names})
 
