@@ -14,8 +14,20 @@
 
 #include "cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace tinychat {
 namespace {
+
+#if defined(TINYCHAT_AVXVNNI)
+// __builtin_cpu_supports does not know its name in all compilers that have it.
+bool has_avxvnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
 
 std::vector<std::string> detect_isas() {
   std::vector<std::string> isas;
@@ -25,6 +37,9 @@ std::vector<std::string> detect_isas() {
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {
       isas.emplace_back("avx512vnni");
     }
+#if defined(TINYCHAT_AVXVNNI)
+    if (has_avxvnni()) isas.emplace_back("avxvnni");
+#endif
     isas.emplace_back("avx2");
   }
 #endif

@@ -86,6 +86,7 @@ struct NamedBodies {
 const NamedBodies kBodies[] = {
 #if defined(__x86_64__)
     {"avx512vnni", kWNA16Avx2},
+    {"avxvnni", kWNA16Avx2},
     {"avx2", kWNA16Avx2},
 #endif
     {"generic", kWNA16Generic},

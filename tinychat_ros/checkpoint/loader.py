@@ -106,7 +106,7 @@ class WeightLoader:
     def _rounds_input_of(self, weight: QuantizedWeight, refusal: Optional[str]) -> bool:
         if self._int8_activations is not None:
             return self._int8_activations
-        return rounding_is_faster(self._device) and weight.bits == 4 and refusal is None
+        return rounding_is_faster(self._device) and refusal is None
 
 
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
@@ -118,7 +118,7 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
     :param int8_activations: round the input of every linear of 4 bits or less to int8, one scale
         for each token and tile of the CPU kernels: a weight's group, at most 128 along K. Linears
         of int8 round theirs by themselves; the inputs of plain ones stay as they are. None rounds
-        where that is faster: at the CPU kernels of 4-bit weights.
+        where that is faster: at the CPU kernels of such weights.
     :returns: the model, and the name of the format that most of its linears have.
     :raises ConfigError: int8 activations are asked for, and no linear is of 4 bits or less.
     """

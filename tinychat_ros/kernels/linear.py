@@ -51,7 +51,7 @@ class Linear:
 
 
 def rounding_is_faster(device: torch.device) -> bool:
-    """Say whether linears of 4 bits are faster with int8 activations: on the CPU they are."""
+    """Say whether W3 and W4 linears are faster with int8 activations: on the CPU they are."""
     return device.type == 'cpu' and extension.cuda(device) is None and extension.load() is not None
 
 
