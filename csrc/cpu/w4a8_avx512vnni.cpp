@@ -26,7 +26,7 @@
 
 #include "cpu/w4a8.h"
 
-// On each function and not for the whole file; wna16_avx2.cpp says why.
+// On each function and not for the whole file; codes_avx2.h says why.
 #define TINYCHAT_VNNI __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define TINYCHAT_VNNI_INLINE TINYCHAT_VNNI __attribute__((always_inline)) inline
 
