@@ -67,10 +67,6 @@ struct W4A8Body {
   W4A8Multiply multiply[kW4A8MaxTokens];
 };
 
-// How far ahead bodies ask for the weight. Without, a product of one token ran at 0.8 (AVX2) to
-// 0.95 (AVX-512) of the speed, and at less if they asked 1 or 2 KiB ahead.
-constexpr int64_t kPrefetchBytes = 8192;
-
 extern const W4A8Body kW3A8Generic;
 extern const W4A8Body kW4A8Generic;
 #if defined(__x86_64__)

@@ -27,7 +27,7 @@ namespace {
 constexpr int64_t kRowBlock = 48;
 
 // Up to here, unpacking a tile again for each row beats writing it out and reading it back.
-constexpr int64_t kMaxDotRows = 3;
+constexpr int64_t kMaxDotRows = 2;
 
 // Waking a sleeping thread and waiting for it was measured at 50 microseconds, in which one thread
 // does 2^20 products; below twice that a second thread does not pay.
@@ -85,7 +85,7 @@ struct NamedBodies {
 
 const NamedBodies kBodies[] = {
 #if defined(__x86_64__)
-    {"avx512vnni", kWNA16Avx2},
+    {"avx512vnni", kWNA16Avx512},
     {"avxvnni", kWNA16Avx2},
     {"avx2", kWNA16Avx2},
 #endif

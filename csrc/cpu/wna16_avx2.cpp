@@ -81,6 +81,7 @@ TINYCHAT_AVX2 void dot(const uint8_t* tile, int64_t block, const float* x, float
   __m256 low[kHalves] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   __m256 high[kHalves] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t octet = 0; octet < block / 8; ++octet, x += 8) {
+    _mm_prefetch(tile + octet * kSetBytes + kPrefetchBytes, _MM_HINT_T0);
     const Codes words[kHalves] = {load_words<kBits>(tile, octet, zeros[0]),
                                   load_words<kBits>(tile + kLanes * 4, octet, zeros[1])};
     add_fours(words[0].low, words[1].low, x, low);
@@ -98,6 +99,7 @@ TINYCHAT_AVX2 void unpack(const uint8_t* tile, int64_t block, float* unpacked) {
   const uint8_t* all_zeros = tile + wna16_zeros_offset(kBits, block);
   const __m256i zeros[kHalves] = {load_zeros(all_zeros, 0), load_zeros(all_zeros, 1)};
   for (int64_t octet = 0; octet < block / 8; ++octet) {
+    _mm_prefetch(tile + octet * kSetBytes + kPrefetchBytes, _MM_HINT_T0);
     for (int half = 0; half < kHalves; ++half) {
       const Codes words = load_words<kBits>(tile + half * kLanes * 4, octet, zeros[half]);
       float* low = unpacked + octet * 8 * kTileRows + half * kLanes;
