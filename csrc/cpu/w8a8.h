@@ -63,8 +63,8 @@ struct W8A8Body {
                    const int32_t* x_sums,   // [tokens], of their integers
                    int64_t x_stride,        // a multiple of kW8A8Padding
                    int64_t k,
-                   int64_t tokens,   // 1 to max_tokens
-                   int32_t* sums);   // [tokens, rows]
+                   int64_t tokens,  // 1 to max_tokens
+                   int32_t* sums);  // [tokens, rows]
 };
 
 extern const W8A8Body kW8A8Generic;
