@@ -15,8 +15,6 @@
 // The body for processors without one of their own, in the compilers' portable 128-bit vectors.
 // Written as plain loops it ran at a third of this speed: g++ 12 did not vectorize the unpacking.
 
-#include <utility>
-
 #include "common.h"
 #include "cpu/w4a8.h"
 
@@ -62,10 +60,15 @@ Fours codes_of(Shorts bytes) {
   return {bytes & kMask, bytes >> 8 & kMask};
 }
 
-// The codes of 4 rows for the lower 4 of 8 k and for the higher 4. `words` are the first of these
-// rows in 32 k.
+// The codes of 4 rows, for the lower 4 of 8 k and for the higher 4.
+struct Codes {
+  Fours low;
+  Fours high;
+};
+
+// `words` are the first of these rows in 32 k.
 template <int kBits>
-std::pair<Fours, Fours> load_codes(const uint8_t* words, int64_t octet) {
+Codes load_codes(const uint8_t* words, int64_t octet) {
   if (kBits == 3 && octet == 3) {
     const Shorts top = load<Shorts>(words + 2 * kSetBytes);
     const Shorts low = load<Shorts>(words) >> 6 & 0x0303;
