@@ -36,12 +36,14 @@ namespace {
 
 // What the products with a weight in the tiles of wna16.h have in common.
 void check_tiles_gemm(const Requirement& require, uintptr_t x, uintptr_t tiles, uintptr_t out,
-                      int64_t m, int64_t n, int64_t k, int64_t block, int num_threads) {
+                      int64_t m, int64_t n, int64_t k, int bits, int64_t block,
+                      int num_threads) {
   require(x != 0, "x", "an address", "null");
   require(tiles != 0, "tiles", "an address", "null");
   require(out != 0, "out", "an address", "null");
   require(m >= 1, "m", "at least 1", std::to_string(m));
   require(n >= 8 && n % 8 == 0, "n", "a positive multiple of 8", std::to_string(n));
+  require(bits == 3 || bits == 4, "bits", "3 or 4", std::to_string(bits));
   require(block == 32 || block == 64 || block == 128, "block", "32, 64 or 128",
           std::to_string(block));
   require(k >= block && k % block == 0, "k",
@@ -54,8 +56,7 @@ void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, 
                         int64_t k, int bits, int64_t block, int num_threads,
                         const std::string& isa) {
   const Requirement require{"wna16_gemm"};
-  check_tiles_gemm(require, x, tiles, out, m, n, k, block, num_threads);
-  require(bits == 3 || bits == 4, "bits", "3 or 4", std::to_string(bits));
+  check_tiles_gemm(require, x, tiles, out, m, n, k, bits, block, num_threads);
   const std::string chosen = resolve_isa(require, isa);
   Program::run_or_record([=] {
     wna16_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
@@ -64,13 +65,14 @@ void checked_wna16_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, 
 }
 
 void checked_w4a8_gemm(uintptr_t x, uintptr_t tiles, uintptr_t out, int64_t m, int64_t n,
-                       int64_t k, int64_t block, int num_threads, const std::string& isa) {
+                       int64_t k, int bits, int64_t block, int num_threads,
+                       const std::string& isa) {
   const Requirement require{"w4a8_gemm"};
-  check_tiles_gemm(require, x, tiles, out, m, n, k, block, num_threads);
+  check_tiles_gemm(require, x, tiles, out, m, n, k, bits, block, num_threads);
   const std::string chosen = resolve_isa(require, isa);
   Program::run_or_record([=] {
     w4a8_gemm(reinterpret_cast<const float*>(x), reinterpret_cast<const uint8_t*>(tiles),
-              reinterpret_cast<float*>(out), m, n, k, block, num_threads, chosen);
+              reinterpret_cast<float*>(out), m, n, k, bits, block, num_threads, chosen);
   });
 }
 
@@ -124,12 +126,12 @@ PYBIND11_MODULE(tinychat_kernels, module) {
              "16 rows by `block` columns. x and out are fp32, contiguous; x, tiles and out are\n"
              "addresses.");
   module.def("w4a8_gemm", &tinychat::checked_w4a8_gemm, py::arg("x"), py::arg("tiles"),
-             py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("block"),
-             py::arg("num_threads"), py::arg("isa") = "auto",
+             py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("bits"),
+             py::arg("block"), py::arg("num_threads"), py::arg("isa") = "auto",
              py::call_guard<py::gil_scoped_release>(),
              "Write out[m, n] = x[m, k], quantized to int8 by blocks of a row, times the\n"
-             "transposed 4-bit weight in tiles of 16 rows by `block` columns. x and out are\n"
-             "fp32, contiguous; x, tiles and out are addresses.");
+             "transposed 3-bit or 4-bit weight in tiles of 16 rows by `block` columns. x and\n"
+             "out are fp32, contiguous; x, tiles and out are addresses.");
   module.def("w8a8_gemm", &tinychat::checked_w8a8_gemm, py::arg("x"), py::arg("qweight"),
              py::arg("scales"), py::arg("out"), py::arg("m"), py::arg("n"), py::arg("k"),
              py::arg("num_threads"), py::arg("isa") = "auto",

@@ -16,6 +16,8 @@
 
 #if defined(__aarch64__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 #include <algorithm>
@@ -30,6 +32,14 @@ constexpr unsigned long kDotprod = 1ul << 20;
 constexpr unsigned long kI8mm = 1ul << 13;
 #endif
 
+#if defined(TINYCHAT_AVXVNNI)
+// __builtin_cpu_supports does not know its name in all compilers that have it.
+bool has_avxvnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
+
 std::vector<std::string> detect_isas() {
   std::vector<std::string> isas;
 #if defined(__x86_64__)
@@ -38,6 +48,9 @@ std::vector<std::string> detect_isas() {
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {
       isas.emplace_back("avx512vnni");
     }
+#if defined(TINYCHAT_AVXVNNI)
+    if (has_avxvnni()) isas.emplace_back("avxvnni");
+#endif
     isas.emplace_back("avx2");
   }
 #endif

@@ -17,6 +17,11 @@
 #include <string>
 #include <vector>
 
+// Compilers that have AVX-VNNI; the assemblers of their time have it as well.
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define TINYCHAT_AVXVNNI 1
+#endif
+
 namespace tinychat {
 
 // The instruction sets that this build has bodies for and this processor can run, best first.

@@ -110,7 +110,7 @@ extern const Bodies kAvx512Bodies;
 inline const Bodies& bodies_for([[maybe_unused]] const std::string& isa) {
 #if defined(__x86_64__)
   if (isa == "avx512vnni") return kAvx512Bodies;
-  if (isa == "avx2") return kAvx2Bodies;
+  if (isa == "avx2" || isa == "avxvnni") return kAvx2Bodies;
 #endif
   return kGenericBodies;
 }

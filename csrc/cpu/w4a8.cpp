@@ -45,12 +45,14 @@ struct Problem {
   int64_t m;
   int64_t n;
   int64_t k;
+  int bits;
   int64_t block;
   int64_t strips;
 
   int64_t blocks() const { return k / block; }
   // Strips differ by one token at most, since a short one costs almost as much as a full one.
   int64_t first_token(int64_t strip) const { return m * strip / strips; }
+  int64_t tile_bytes() const { return wna16_tile_bytes(bits, block); }
   int64_t strip_bytes(int64_t tokens) const { return blocks() * w4a8_record_bytes(block, tokens); }
   // Where a strip begins, with room for residuals of all tokens before it.
   int64_t strip_offset(int64_t strip) const {
@@ -152,7 +154,7 @@ void multiply_strip(const Problem& p, const uint8_t* record, int64_t tokens, con
     record += 4;
     // A branch, which is predicted: an address that waited for the count took 1.04 of the time.
     if (count > 0) record = multiply_residuals(p, tile, record, count, tokens, total);
-    tile += wna16_tile_bytes(4, p.block);
+    tile += p.tile_bytes();
   }
 }
 
@@ -162,7 +164,7 @@ void multiply_tile_row(const Problem& p, const uint8_t* quantized, int64_t strip
   const int64_t tokens = p.first_token(strip + 1) - token;
   alignas(64) float total[kW4A8MaxTokens * kTileRows];
   multiply_strip(p, quantized + p.strip_offset(strip), tokens,
-                 p.tiles + tile_row * p.blocks() * wna16_tile_bytes(4, p.block), total);
+                 p.tiles + tile_row * p.blocks() * p.tile_bytes(), total);
   const int64_t row = tile_row * kTileRows;
   for (int64_t t = 0; t < tokens; ++t) {
     std::copy_n(total + t * kTileRows, std::min(kTileRows, p.n - row),
@@ -182,24 +184,27 @@ void multiply_tile_rows(const Problem& p, const uint8_t* quantized, int64_t begi
   }
 }
 
-const W4A8Body& body_for(const std::string& isa) {
+const W4A8Body& body_for([[maybe_unused]] const std::string& isa, int bits) {
+#if defined(TINYCHAT_AVXVNNI)
+  if (isa == "avxvnni") return bits == 3 ? kW3A8AvxVnni : kW4A8AvxVnni;
+#endif
 #if defined(__x86_64__)
-  if (isa == "avx512vnni") return kW4A8Avx512Vnni;
-  if (isa == "avx2") return kW4A8Avx2;
+  if (isa == "avx512vnni") return bits == 3 ? kW3A8Avx512Vnni : kW4A8Avx512Vnni;
+  if (isa == "avx2") return bits == 3 ? kW3A8Avx2 : kW4A8Avx2;
 #endif
 #if defined(__aarch64__)
-  if (isa == "i8mm") return kW4A8I8mm;
-  if (isa == "dotprod") return kW4A8Dotprod;
+  if (isa == "i8mm" && bits == 4) return kW4A8I8mm;
+  if (isa == "dotprod" && bits == 4) return kW4A8Dotprod;
 #endif
-  return kW4A8Generic;
+  return bits == 3 ? kW3A8Generic : kW4A8Generic;
 }
 
 }  // namespace
 
 void w4a8_gemm(const float* x, const uint8_t* tiles, float* out, int64_t m, int64_t n, int64_t k,
-               int64_t block, int num_threads, const std::string& isa) {
-  const W4A8Body& body = body_for(isa);
-  const Problem problem{body, x, tiles, out, m, n, k, block, ceil_div(m, body.max_tokens)};
+                int bits, int64_t block, int num_threads, const std::string& isa) {
+  const W4A8Body& body = body_for(isa, bits);
+  const Problem problem{body, x, tiles, out, m, n, k, bits, block, ceil_div(m, body.max_tokens)};
   const std::unique_ptr<uint8_t[]> quantized(new uint8_t[problem.strip_offset(problem.strips)]);
   ThreadPool& pool = ThreadPool::instance();
   pool.parallel_for(problem.strips, threads_for(m * k, kMinValuesPerThread, num_threads),

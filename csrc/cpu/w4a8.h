@@ -17,13 +17,15 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/isa.h"
 #include "cpu/quantize.h"
 #include "cpu/wna16.h"
 
 namespace tinychat {
 
-// W4A8: out = x * w^T for a 4-bit weight in the tiles that wna16.h draws, and activations that are
-// quantized to 8 bits on the way, each `block` values of a token by one scale, as quantize.h says.
+// W4A8, and W3A8 beside it: out = x * w^T for a weight of 4 or 3 bits in the tiles that wna16.h
+// draws, and activations that are quantized to 8 bits on the way, each `block` values of a token
+// by one scale, as quantize.h says.
 //
 //   out[m, n] = sum over blocks g of scale[n, g] * d[m, g] * (dot[m, n, g] - zero[n, g] * A[m, g])
 //
@@ -56,6 +58,7 @@ void w4a8_gemm(const float* x,           // [m, k]; beyond 1e28 sums may overflo
                int64_t m,                // >= 1
                int64_t n,                // a multiple of 8
                int64_t k,                // a multiple of block
+               int bits,                 // 3 or 4
                int64_t block,            // 32, 64 or 128
                int num_threads,          // 0: one for each processor that this process may use
                const std::string& isa);  // one of supported_isas()
@@ -77,8 +80,8 @@ constexpr int32_t kW4A8OthersMean = 6;
 using W4A8Multiply = void (*)(const uint8_t* tile, const uint8_t* record, int64_t block,
                               float* total);
 
-// What an instruction set has to provide, for a strip of 1 token, 2 tokens and so on; w4a8.cpp has
-// the loops over tiles, strips and threads.
+// What an instruction set has to provide for each width, for a strip of 1 token, 2 tokens and so
+// on; w4a8.cpp has the loops over tiles, strips and threads.
 constexpr int64_t kW4A8MaxTokens = 24;
 struct W4A8Body {
   decltype(&quantize_int8) quantize;
@@ -86,14 +89,17 @@ struct W4A8Body {
   W4A8Multiply multiply[kW4A8MaxTokens];
 };
 
-// How far ahead bodies for x86 ask for the weight. Without, a product of one token ran at 0.8
-// (AVX2) to 0.95 (AVX-512) of the speed, and at less if they asked 1 or 2 KiB ahead.
-constexpr int64_t kPrefetchBytes = 8192;
-
+extern const W4A8Body kW3A8Generic;
 extern const W4A8Body kW4A8Generic;
 #if defined(__x86_64__)
+extern const W4A8Body kW3A8Avx2;
 extern const W4A8Body kW4A8Avx2;
+extern const W4A8Body kW3A8Avx512Vnni;
 extern const W4A8Body kW4A8Avx512Vnni;
+#endif
+#if defined(TINYCHAT_AVXVNNI)
+extern const W4A8Body kW3A8AvxVnni;
+extern const W4A8Body kW4A8AvxVnni;
 #endif
 #if defined(__aarch64__)
 extern const W4A8Body kW4A8Dotprod;

@@ -14,14 +14,19 @@
 
 #if defined(__x86_64__)
 
+#if !defined(__clang__)
 // g++ 12 says of its own header's intrinsics that they read what they leave undefined.
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include <immintrin.h>
 
+#include <utility>
+
 #include "cpu/w4a8.h"
 
-// On each function and not for the whole file; wna16_avx2.cpp says why.
+// On each function and not for the whole file; codes_avx2.h says why.
 #define TINYCHAT_VNNI __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define TINYCHAT_VNNI_INLINE TINYCHAT_VNNI __attribute__((always_inline)) inline
 
@@ -63,10 +68,40 @@ TINYCHAT_VNNI_INLINE void add_to_total(const uint8_t* scales, const uint8_t* x_s
   }
 }
 
-template <int kTokens>
+// What of a tile is read at once: 8 k of 4 bits, 32 k of 3 bits.
+template <int kBits>
+constexpr int kOctets = kBits == 3 ? 4 : 1;
+template <int kBits>
+constexpr int kSets = kBits == 3 ? 3 : 1;
+
+// The codes of 16 rows, for the lower 4 of 8 k and for the higher 4, each in the bytes of a word.
+struct Codes {
+  __m512i low;
+  __m512i high;
+};
+
+template <int kBits>
+TINYCHAT_VNNI_INLINE Codes codes_of(const __m512i (&packed)[kSets<kBits>], int octet) {
+  const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
+  if constexpr (kBits == 3) {
+    if (octet == 3) {
+      // Bit 2 is that of the second, the others those of the third.
+      constexpr int kSelect = 0xCA;
+      const __m512i bit_2 = _mm512_set1_epi8(4);
+      const __m512i low = _mm512_ternarylogic_epi32(
+          bit_2, _mm512_srli_epi16(packed[2], 4), _mm512_srli_epi16(packed[0], 6), kSelect);
+      const __m512i high = _mm512_ternarylogic_epi32(
+          bit_2, _mm512_srli_epi16(packed[2], 5), _mm512_srli_epi16(packed[1], 6), kSelect);
+      return {_mm512_and_si512(low, mask), _mm512_and_si512(high, mask)};
+    }
+  }
+  return {_mm512_and_si512(packed[octet], mask),
+          _mm512_and_si512(_mm512_srli_epi16(packed[octet], kBits), mask)};
+}
+
+template <int kBits, int kTokens>
 TINYCHAT_VNNI void multiply(const uint8_t* tile, const uint8_t* record, int64_t block,
                             float* total) {
-  const __m512i low_nibbles = _mm512_set1_epi8(15);
   // A sum waits for its last addition, so that few tokens take two each.
   constexpr int kChains = kTokens <= 12 ? 2 : 1;
   const uint8_t* x = record;
@@ -78,21 +113,25 @@ TINYCHAT_VNNI void multiply(const uint8_t* tile, const uint8_t* record, int64_t 
   }
   int64_t k = 0;
   do {
-    __m512i packed = _mm512_loadu_si512(tile);
-    // g++ would read it from memory twice, which took a quarter longer: most cross a cache line.
-    asm("" : "+v"(packed));
-    _mm_prefetch(tile + kPrefetchBytes, _MM_HINT_T0);
-    const __m512i low = _mm512_and_si512(packed, low_nibbles);
-    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_nibbles);
-#pragma GCC unroll 24
-    for (int t = 0; t < kTokens; ++t) add_fours(sums[0][t], low, x + t * 4);
-#pragma GCC unroll 24
-    for (int t = 0; t < kTokens; ++t) {
-      add_fours(sums[kChains - 1][t], high, x + (kTokens + t) * 4);
+    __m512i packed[kSets<kBits>];
+#pragma GCC unroll 3
+    for (int set = 0; set < kSets<kBits>; ++set, tile += kSetBytes) {
+      packed[set] = _mm512_loadu_si512(tile);
+      // g++ would read it from memory twice, which took a quarter longer: most cross a cache line.
+      asm("" : "+v"(packed[set]));
+      _mm_prefetch(tile + kPrefetchBytes, _MM_HINT_T0);
     }
-    tile += kSetBytes;
-    x += 8 * kTokens;
-    k += 8;
+#pragma GCC unroll 4
+    for (int octet = 0; octet < kOctets<kBits>; ++octet, x += 8 * kTokens) {
+      const Codes codes = codes_of<kBits>(packed, octet);
+#pragma GCC unroll 24
+      for (int t = 0; t < kTokens; ++t) add_fours(sums[0][t], codes.low, x + t * 4);
+#pragma GCC unroll 24
+      for (int t = 0; t < kTokens; ++t) {
+        add_fours(sums[kChains - 1][t], codes.high, x + (kTokens + t) * 4);
+      }
+    }
+    k += 8 * kOctets<kBits>;
   } while (k < block);
 #pragma GCC unroll 24
   for (int t = 0; t < kTokens && kChains > 1; ++t) {
@@ -105,14 +144,15 @@ TINYCHAT_VNNI float quantize(const float* x, int64_t count, int8_t* q) {
   return quantize_int8(x, count, q);
 }
 
+template <int kBits, int... kIndices>
+constexpr W4A8Body body(std::integer_sequence<int, kIndices...>) {
+  return {quantize, sizeof...(kIndices), {multiply<kBits, kIndices + 1>...}};
+}
+
 }  // namespace
 
-const W4A8Body kW4A8Avx512Vnni = {
-    quantize, 24,
-    {multiply<1>,  multiply<2>,  multiply<3>,  multiply<4>,  multiply<5>,  multiply<6>,
-     multiply<7>,  multiply<8>,  multiply<9>,  multiply<10>, multiply<11>, multiply<12>,
-     multiply<13>, multiply<14>, multiply<15>, multiply<16>, multiply<17>, multiply<18>,
-     multiply<19>, multiply<20>, multiply<21>, multiply<22>, multiply<23>, multiply<24>}};
+const W4A8Body kW3A8Avx512Vnni = body<3>(std::make_integer_sequence<int, 24>());
+const W4A8Body kW4A8Avx512Vnni = body<4>(std::make_integer_sequence<int, 24>());
 
 }  // namespace tinychat
 

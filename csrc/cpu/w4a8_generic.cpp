@@ -54,14 +54,38 @@ Fours load_fours(const uint8_t* x) {
   return {bytes << 8 >> 8, bytes >> 8};
 }
 
+template <int kBits>
+Fours codes_of(Shorts bytes) {
+  constexpr int16_t kMask = (1 << kBits) - 1;
+  return {bytes & kMask, bytes >> 8 & kMask};
+}
+
+// The codes of 4 rows, for the lower 4 of 8 k and for the higher 4.
+struct Codes {
+  Fours low;
+  Fours high;
+};
+
+// `words` are the first of these rows in 32 k.
+template <int kBits>
+Codes load_codes(const uint8_t* words, int64_t octet) {
+  if (kBits == 3 && octet == 3) {
+    const Shorts top = load<Shorts>(words + 2 * kSetBytes);
+    const Shorts low = load<Shorts>(words) >> 6 & 0x0303;
+    const Shorts high = load<Shorts>(words + kSetBytes) >> 6 & 0x0303;
+    return {codes_of<kBits>(low | (top >> 4 & 0x0404)),
+            codes_of<kBits>(high | (top >> 5 & 0x0404))};
+  }
+  const Shorts packed = load<Shorts>(words + octet * kSetBytes);
+  return {codes_of<kBits>(packed), codes_of<kBits>(packed >> kBits)};
+}
+
 // sums[token] += kColumns of 4 rows times some tokens. `words` are the first of these rows.
-template <int kTokens>
+template <int kBits, int kTokens>
 void add_columns(const uint8_t* words, const Fours (&x)[kColumns / 4][kTokens], Ints* sums) {
   Shorts pairs[kTokens] = {};
   for (int64_t octet = 0; octet < kColumns / 8; ++octet) {
-    const Shorts packed = load<Shorts>(words + octet * kSetBytes);
-    const Fours low = {packed & 15, packed >> 8 & 15};
-    const Fours high = {packed >> 4 & 15, packed >> 12 & 15};
+    const auto [low, high] = load_codes<kBits>(words, octet);
     for (int t = 0; t < kTokens; ++t) {
       const Fours& first = x[2 * octet][t];
       const Fours& second = x[2 * octet + 1][t];
@@ -93,7 +117,7 @@ void add_to_total(const uint8_t* scales, const uint8_t* zeros, const uint8_t* x_
   }
 }
 
-template <int kTokens>
+template <int kBits, int kTokens>
 void multiply(const uint8_t* tile, const uint8_t* record, int64_t block, float* total) {
   Ints sums[kQuarters][kTokens] = {};
   for (int64_t k = 0; k < block; k += kColumns) {
@@ -104,11 +128,11 @@ void multiply(const uint8_t* tile, const uint8_t* record, int64_t block, float* 
       }
     }
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
-      add_columns<kTokens>(tile + k * 8 + quarter * 16, x, sums[quarter]);
+      add_columns<kBits>(tile + k * kBits * 2 + quarter * 16, x, sums[quarter]);
     }
   }
-  const uint8_t* scales = tile + wna16_scales_offset(4, block);
-  const uint8_t* zeros = tile + wna16_zeros_offset(4, block);
+  const uint8_t* scales = tile + wna16_scales_offset(kBits, block);
+  const uint8_t* zeros = tile + wna16_zeros_offset(kBits, block);
   for (int quarter = 0; quarter < kQuarters; ++quarter) {
     add_to_total<kTokens>(scales + quarter * kLanes * 2, zeros + quarter * kLanes,
                           record + block * kTokens, sums[quarter], total + quarter * kLanes);
@@ -117,8 +141,14 @@ void multiply(const uint8_t* tile, const uint8_t* record, int64_t block, float* 
 
 float quantize(const float* x, int64_t count, int8_t* q) { return quantize_int8(x, count, q); }
 
+template <int kBits>
+constexpr W4A8Body kBody = {
+    quantize, 4,
+    {multiply<kBits, 1>, multiply<kBits, 2>, multiply<kBits, 3>, multiply<kBits, 4>}};
+
 }  // namespace
 
-const W4A8Body kW4A8Generic = {quantize, 4, {multiply<1>, multiply<2>, multiply<3>, multiply<4>}};
+const W4A8Body kW3A8Generic = kBody<3>;
+const W4A8Body kW4A8Generic = kBody<4>;
 
 }  // namespace tinychat

@@ -15,10 +15,10 @@
 #include "cpu/w8a8.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "common.h"
-#include "cpu/quantize.h"
 #include "cpu/thread_pool.h"
 
 namespace tinychat {
@@ -28,16 +28,16 @@ namespace {
 // which stays in a second-level cache, so that memory is read once for any number of tokens.
 constexpr int64_t kRowBlock = 32;
 
-// Waking a sleeping thread and waiting for it was measured at 50 microseconds, in which one thread
-// does 2^21 products of a single token or quantizes 2^16 values; below twice that a second thread
-// does not pay.
-constexpr int64_t kMinProductsPerThread = int64_t{1} << 22;
-constexpr int64_t kMinValuesPerThread = int64_t{1} << 17;
+// Between the calls of a decode step the pool's workers are awake: of the 16 microseconds that one
+// thread took for these products, two left 0.65.
+constexpr int64_t kMinProductsPerThread = int64_t{1} << 20;
+constexpr int64_t kMinValuesPerThread = int64_t{1} << 16;
 
 struct Problem {
-  W8A8Body body;
+  const W8A8Body& body;
   const int8_t* x;
   const float* x_scales;
+  const int32_t* x_sums;
   const int8_t* qweight;
   const float* scales;
   float* out;
@@ -47,30 +47,37 @@ struct Problem {
   int64_t x_stride;
 };
 
-// Rows [begin, end) of the weight, at most two, times some tokens.
+// Rows [begin, end) of the weight, at most the body's, times some tokens.
 void multiply_rows(const Problem& p, int64_t begin, int64_t end, int64_t token, int64_t tokens) {
-  int32_t sums[kW8A8Tokens * kW8A8Rows];
-  const int8_t* const rows[] = {p.qweight + begin * p.k, p.qweight + (end - 1) * p.k};
-  p.body(rows, p.x + token * p.x_stride, p.x_stride, p.k, tokens, sums);
+  int32_t sums[kW8A8MaxTokens * kW8A8MaxRows];
+  const int8_t* rows[kW8A8MaxRows];
+  for (int64_t r = 0; r < p.body.rows; ++r) {
+    rows[r] = p.qweight + std::min(begin + r, end - 1) * p.k;
+  }
+  p.body.multiply(rows, p.x + token * p.x_stride, p.x_sums + token, p.x_stride, p.k, tokens, sums);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t row = begin; row < end; ++row) {
-      const float sum = static_cast<float>(sums[t * kW8A8Rows + row - begin]);
+      const float sum = static_cast<float>(sums[t * p.body.rows + row - begin]);
       p.out[(token + t) * p.n + row] = sum * p.x_scales[token + t] * p.scales[row];
     }
   }
 }
 
 void multiply_row_block(const Problem& p, int64_t begin, int64_t end) {
-  for (int64_t token = 0; token < p.m; token += kW8A8Tokens) {
-    for (int64_t row = begin; row < end; row += kW8A8Rows) {
-      multiply_rows(p, row, std::min(row + kW8A8Rows, end), token,
-                    std::min(kW8A8Tokens, p.m - token));
+  for (int64_t token = 0; token < p.m; token += p.body.max_tokens) {
+    for (int64_t row = begin; row < end; row += p.body.rows) {
+      multiply_rows(p, row, std::min(row + p.body.rows, end), token,
+                    std::min(p.body.max_tokens, p.m - token));
     }
   }
 }
 
-W8A8Body body_for(const std::string& isa) {
+const W8A8Body& body_for([[maybe_unused]] const std::string& isa) {
+#if defined(TINYCHAT_AVXVNNI)
+  if (isa == "avxvnni") return kW8A8AvxVnni;
+#endif
 #if defined(__x86_64__)
+  if (isa == "avx512vnni") return kW8A8Avx512Vnni;
   if (isa != "generic") return kW8A8Avx2;
 #endif
 #if defined(__aarch64__)
@@ -83,18 +90,22 @@ W8A8Body body_for(const std::string& isa) {
 
 void w8a8_gemm(const float* x, const int8_t* qweight, const float* scales, float* out, int64_t m,
                int64_t n, int64_t k, int num_threads, const std::string& isa) {
+  const W8A8Body& body = body_for(isa);
   const int64_t x_stride = ceil_div(k, kW8A8Padding) * kW8A8Padding;
   std::vector<int8_t> x_quantized(m * x_stride);
   std::vector<float> x_scales(m);
+  std::vector<int32_t> x_sums(m);
   ThreadPool& pool = ThreadPool::instance();
   pool.parallel_for(
       m, threads_for(m * k, kMinValuesPerThread, num_threads), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-          x_scales[t] = quantize_int8(x + t * k, k, x_quantized.data() + t * x_stride);
+          int8_t* const q = x_quantized.data() + t * x_stride;
+          x_scales[t] = body.quantize(x + t * k, k, q);
+          x_sums[t] = std::accumulate(q, q + k, 0);
         }
       });
-  const Problem problem{body_for(isa), x_quantized.data(), x_scales.data(), qweight, scales, out,
-                        m, n, k, x_stride};
+  const Problem problem{body, x_quantized.data(), x_scales.data(), x_sums.data(), qweight, scales,
+                        out, m, n, k, x_stride};
   pool.parallel_for(n, threads_for(m * n * k, kMinProductsPerThread, num_threads),
                     [&problem](int64_t begin, int64_t end) {
                       for (int64_t row = begin; row < end; row += kRowBlock) {

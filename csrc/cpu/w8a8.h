@@ -17,6 +17,9 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/isa.h"
+#include "cpu/quantize.h"
+
 namespace tinychat {
 
 // out = x * w^T for an 8-bit weight w[n, k] = qweight[n, k] * scales[n].
@@ -42,21 +45,35 @@ void w8a8_gemm(const float* x,           // [m, k]
 // Up to here no sum of products leaves int32; tinychat_ros/kernels/packing.py holds its twin.
 constexpr int64_t kW8A8MaxK = INT32_MAX / (127 * 128);
 
-// What an instruction set has to provide: the sums of a few tokens and two rows of the weight.
+// Instructions that want one factor unsigned may get the weight plus this: its part of a sum, the
+// bias times the sum of x, is taken off at the end. On the way int32 may wrap around.
+constexpr int32_t kW8A8Bias = 128;
+
+// What an instruction set has to provide: the sums of a few rows of the weight and a few tokens.
 // w8a8.cpp has the rest.
-constexpr int64_t kW8A8Rows = 2;
-constexpr int64_t kW8A8Tokens = 4;
-constexpr int64_t kW8A8Padding = 32;
-using W8A8Body = void (*)(const int8_t* const (&w)[kW8A8Rows],  // [k] each, maybe the same row
-                          const int8_t* x,   // [tokens, x_stride], zeros from k on
-                          int64_t x_stride,  // k rounded up to a multiple of kW8A8Padding
-                          int64_t k,
-                          int64_t tokens,  // 1 to kW8A8Tokens
-                          int32_t* sums);  // [tokens, kW8A8Rows]
+constexpr int64_t kW8A8MaxRows = 4;
+constexpr int64_t kW8A8MaxTokens = 6;
+constexpr int64_t kW8A8Padding = 64;
+struct W8A8Body {
+  decltype(&quantize_int8) quantize;
+  int64_t rows;
+  int64_t max_tokens;
+  void (*multiply)(const int8_t* const* w,  // [rows][k], the last row maybe several times
+                   const int8_t* x,         // [tokens, x_stride], zeros from k on
+                   const int32_t* x_sums,   // [tokens], of their integers
+                   int64_t x_stride,        // a multiple of kW8A8Padding
+                   int64_t k,
+                   int64_t tokens,  // 1 to max_tokens
+                   int32_t* sums);  // [tokens, rows]
+};
 
 extern const W8A8Body kW8A8Generic;
 #if defined(__x86_64__)
 extern const W8A8Body kW8A8Avx2;
+extern const W8A8Body kW8A8Avx512Vnni;
+#endif
+#if defined(TINYCHAT_AVXVNNI)
+extern const W8A8Body kW8A8AvxVnni;
 #endif
 #if defined(__aarch64__)
 extern const W8A8Body kW8A8Dotprod;

@@ -33,6 +33,7 @@
 namespace tinychat {
 namespace {
 
+constexpr int kRows = 2;
 constexpr int64_t kLanes = 16;
 static_assert(kW8A8Padding % kLanes == 0, "x is read in whole registers");
 
@@ -43,7 +44,7 @@ TINYCHAT_DOTPROD inline void add_products(int32x4_t& sums, int8x16_t w, int8x16_
 
 template <int kTokens>
 TINYCHAT_DOTPROD inline void add_step(const int8_t* first, const int8_t* second, const int8_t* x,
-                                      int64_t x_stride, int32x4_t (&sums)[kTokens][kW8A8Rows]) {
+                                      int64_t x_stride, int32x4_t (&sums)[kTokens][kRows]) {
   const int8x16_t w[] = {vld1q_s8(first), vld1q_s8(second)};
   // Unrolled so that the sums are registers.
 #pragma GCC unroll 4
@@ -55,17 +56,17 @@ TINYCHAT_DOTPROD inline void add_step(const int8_t* first, const int8_t* second,
 }
 
 template <int kTokens>
-TINYCHAT_DOTPROD void multiply_tokens(const int8_t* const (&w)[kW8A8Rows], const int8_t* x,
-                                      int64_t x_stride, int64_t k, int32_t* out) {
-  int32x4_t sums[kTokens][kW8A8Rows] = {};
+TINYCHAT_DOTPROD void multiply_tokens(const int8_t* const* w, const int8_t* x, int64_t x_stride,
+                                      int64_t k, int32_t* out) {
+  int32x4_t sums[kTokens][kRows] = {};
   int64_t i = 0;
   for (; i + kLanes <= k; i += kLanes) {
     add_step<kTokens>(w[0] + i, w[1] + i, x + i, x_stride, sums);
   }
   if (i < k) {
     // The weight may end where its last row ends.
-    int8_t tail[kW8A8Rows][kLanes] = {};
-    for (int row = 0; row < kW8A8Rows; ++row) std::memcpy(tail[row], w[row] + i, k - i);
+    int8_t tail[kRows][kLanes] = {};
+    for (int row = 0; row < kRows; ++row) std::memcpy(tail[row], w[row] + i, k - i);
     add_step<kTokens>(tail[0], tail[1], x + i, x_stride, sums);
   }
 #pragma GCC unroll 4
@@ -75,16 +76,18 @@ TINYCHAT_DOTPROD void multiply_tokens(const int8_t* const (&w)[kW8A8Rows], const
   }
 }
 
-void multiply(const int8_t* const (&w)[kW8A8Rows], const int8_t* x, int64_t x_stride, int64_t k,
+void multiply(const int8_t* const* w, const int8_t* x, const int32_t*, int64_t x_stride, int64_t k,
               int64_t tokens, int32_t* sums) {
   constexpr decltype(&multiply_tokens<1>) kByTokens[] = {
       multiply_tokens<1>, multiply_tokens<2>, multiply_tokens<3>, multiply_tokens<4>};
   kByTokens[tokens - 1](w, x, x_stride, k, sums);
 }
 
+float quantize(const float* x, int64_t count, int8_t* q) { return quantize_int8(x, count, q); }
+
 }  // namespace
 
-const W8A8Body kW8A8Dotprod = multiply;
+const W8A8Body kW8A8Dotprod = {quantize, kRows, 4, multiply};
 
 }  // namespace tinychat
 

@@ -21,7 +21,7 @@
 namespace tinychat {
 namespace {
 
-void multiply(const int8_t* const (&w)[kW8A8Rows], const int8_t* x, int64_t x_stride, int64_t k,
+void multiply(const int8_t* const* w, const int8_t* x, const int32_t*, int64_t x_stride, int64_t k,
               int64_t tokens, int32_t* sums) {
   for (; tokens > 0; --tokens, x += x_stride) {
     int32_t first = 0;
@@ -35,8 +35,10 @@ void multiply(const int8_t* const (&w)[kW8A8Rows], const int8_t* x, int64_t x_st
   }
 }
 
+float quantize(const float* x, int64_t count, int8_t* q) { return quantize_int8(x, count, q); }
+
 }  // namespace
 
-const W8A8Body kW8A8Generic = multiply;
+const W8A8Body kW8A8Generic = {quantize, 2, 4, multiply};
 
 }  // namespace tinychat

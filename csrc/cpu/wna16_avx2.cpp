@@ -14,60 +14,22 @@
 
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
-#include "cpu/wna16.h"
-
-// Set on each function and not for the whole file: a standard library template compiled for AVX2
-// here could be the copy that the linker keeps for every file.
-#define TINYCHAT_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define TINYCHAT_AVX2_INLINE TINYCHAT_AVX2 __attribute__((always_inline)) inline
+#include "cpu/codes_avx2.h"
 
 namespace tinychat {
 namespace {
-
-// A tile's rows are two halves of 8 fp32 lanes.
-constexpr int kLanes = 8;
-constexpr int kHalves = 2;
 
 // Rows of x multiplied at once: 6 rows by 2 halves is 12 accumulators, and of the 16 registers
 // two more hold weights and one holds x.
 constexpr int64_t kRowsAtOnce = 6;
 
-// q - zero of 8 rows, for the lower 4 of 8 k and for the higher 4, each in the bytes of a word.
-// Subtracting the zero point here, in integers, is exact; taking it off afterwards through the sum
-// of x would leave rounding errors as large as x where the weights themselves are zero.
-struct Words {
-  __m256i low;
-  __m256i high;
-};
-
-TINYCHAT_AVX2_INLINE __m256i load_packed(const uint8_t* words) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
-}
-
-// The bits of `mask` of each byte, after bit `shift` has become bit 0.
-TINYCHAT_AVX2_INLINE __m256i bits_of(__m256i packed, int shift, char mask) {
-  return _mm256_and_si256(_mm256_srli_epi16(packed, shift), _mm256_set1_epi8(mask));
-}
-
-// `rows` points at the tile's first word of these rows; `octet` counts the tile's k in eights.
+// The codes less the zero points. Subtracting here, in integers, is exact; taking the zero points
+// off afterwards through the sum of x would leave rounding errors as large as x where the weights
+// themselves are zero.
 template <int kBits>
-TINYCHAT_AVX2_INLINE Words load_words(const uint8_t* rows, int64_t octet, __m256i zeros) {
-  constexpr char kMask = (1 << kBits) - 1;
-  __m256i low, high;
-  if (kBits == 3 && octet % 4 == 3) {
-    const uint8_t* chunk = rows + octet / 4 * 3 * kSetBytes;
-    const __m256i top = load_packed(chunk + 2 * kSetBytes);
-    low = _mm256_or_si256(bits_of(load_packed(chunk), 6, 3), bits_of(top, 4, 4));
-    high = _mm256_or_si256(bits_of(load_packed(chunk + kSetBytes), 6, 3), bits_of(top, 5, 4));
-  } else {
-    const int64_t set = kBits == 3 ? octet - octet / 4 : octet;
-    const __m256i packed = load_packed(rows + set * kSetBytes);
-    low = bits_of(packed, 0, kMask);
-    high = bits_of(packed, kBits, kMask);
-  }
-  return {_mm256_sub_epi8(low, zeros), _mm256_sub_epi8(high, zeros)};
+TINYCHAT_AVX2_INLINE Codes load_words(const uint8_t* rows, int64_t octet, __m256i zeros) {
+  const Codes codes = load_codes<kBits>(rows, octet);
+  return {_mm256_sub_epi8(codes.low, zeros), _mm256_sub_epi8(codes.high, zeros)};
 }
 
 // Byte i of each word as a float times 2^24: a byte put at the top of its word needs no sign
@@ -119,7 +81,8 @@ TINYCHAT_AVX2 void dot(const uint8_t* tile, int64_t block, const float* x, float
   __m256 low[kHalves] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   __m256 high[kHalves] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t octet = 0; octet < block / 8; ++octet, x += 8) {
-    const Words words[kHalves] = {load_words<kBits>(tile, octet, zeros[0]),
+    _mm_prefetch(tile + octet * kSetBytes + kPrefetchBytes, _MM_HINT_T0);
+    const Codes words[kHalves] = {load_words<kBits>(tile, octet, zeros[0]),
                                   load_words<kBits>(tile + kLanes * 4, octet, zeros[1])};
     add_fours(words[0].low, words[1].low, x, low);
     add_fours(words[0].high, words[1].high, x + 4, high);
@@ -136,8 +99,9 @@ TINYCHAT_AVX2 void unpack(const uint8_t* tile, int64_t block, float* unpacked) {
   const uint8_t* all_zeros = tile + wna16_zeros_offset(kBits, block);
   const __m256i zeros[kHalves] = {load_zeros(all_zeros, 0), load_zeros(all_zeros, 1)};
   for (int64_t octet = 0; octet < block / 8; ++octet) {
+    _mm_prefetch(tile + octet * kSetBytes + kPrefetchBytes, _MM_HINT_T0);
     for (int half = 0; half < kHalves; ++half) {
-      const Words words = load_words<kBits>(tile + half * kLanes * 4, octet, zeros[half]);
+      const Codes words = load_words<kBits>(tile + half * kLanes * 4, octet, zeros[half]);
       float* low = unpacked + octet * 8 * kTileRows + half * kLanes;
       float* high = low + 4 * kTileRows;
       for (int i = 0; i < 4; ++i) {

@@ -128,6 +128,12 @@ def test_a_model_computes_with_its_dequantized_weights(tmp_path):
     assert (out - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
+def test_activations_are_rounded_where_the_kernels_are_faster_for_it(tmp_path):
+    save_checkpoint(tmp_path, llama_config(), _quantized(llama_config()))
+    block = load_llama(tmp_path, int8_activations=None).blocks[0]
+    assert block.o_proj.activation_group == (32 if extension.load() is not None else 0)
+
+
 def test_a_model_is_counted_and_described_from_its_headers(tmp_path):
     config = llama_config()
     save_checkpoint(tmp_path, config, _quantized(config))

@@ -88,7 +88,7 @@ def fused_w4a8(x: Tensor, weight: QuantizedWeight, block: int) -> Tensor:
               for q, d in reference.quantize_groups(x, block)]
     scales, zeros = (t.repeat_interleave(weight.group_size // block, 1)
                      for t in (weight.scales.float(), weight.zeros.double()))
-    codes = unpack_codes(weight.qweight, 4).view(n, -1, block) - zeros[..., None]
+    codes = unpack_codes(weight.qweight, weight.bits).view(n, -1, block) - zeros[..., None]
     total = torch.zeros(m, n)
     for b in range(scales.shape[1]):
         for q, d in planes:

@@ -24,7 +24,7 @@ kernels = extension.load()
 if kernels is None:
     pytest.skip(extension.why_absent(), allow_module_level=True)
 
-ROWS_OF_X = (1, 2, 3, 7, 8, 33)
+ROWS_OF_X = (1, 2, 3, 4, 5, 7, 8, 33)
 
 every_isa = pytest.mark.parametrize('isa', kernels.cpu_isas())
 

@@ -29,7 +29,7 @@ kernels = extension.load()
 if kernels is None:
     pytest.skip(extension.why_absent(), allow_module_level=True)
 
-ROWS_OF_X = (1, 2, 3, 5, 8, 17, 64)
+ROWS_OF_X = (1, 2, 3, 5, 7, 8, 17, 64)
 SHAPES = [(n, k) for n in (8, 16, 24, 40) for k in (32, 64, 96, 128, 160, 384, 4096)]
 SHAPES += [(4096, 32), (4096, 160), (4096, 4096)]
 PROBLEMS = [(n, k, group) for n, k in SHAPES for group in (32, 64, 128, -1) if k % group == 0]

@@ -58,7 +58,7 @@ class EngineConfig:
     :param max_seq_len: positions per slot, prompt and answer together; 0 is what the model was
         trained for, at most 2048.
     :param activations: of linears of 4 bits or less. 'fp16' leaves them in dtype (W4A16), 'int8'
-        rounds them by groups (W4A8), 'auto' rounds where that is faster: on the CPU, with 4 bits.
+        rounds them by groups (W4A8), 'auto' rounds where that is faster: on the CPU.
     :param num_slots: conversations whose KV cache is kept.
     :param kv_cache_dtype: of keys and values: 'auto' is that of the activations, or float16 where
         the CPU kernels run and dtype is 'auto'; 'int8' takes half the memory of 16 bits, and half

@@ -167,7 +167,7 @@ def w4a8(x: Tensor, tiles: CpuTiles) -> Tensor:
     x, out = _contiguous(x), empty(x.shape[0], tiles.n)
     extension.load().w4a8_gemm(
         x.data_ptr(), tiles.data.data_ptr(), out.data_ptr(),
-        x.shape[0], tiles.n, tiles.k, tiles.block, _threads())
+        x.shape[0], tiles.n, tiles.k, tiles.bits, tiles.block, _threads())
     return out
 
 

@@ -57,8 +57,7 @@ def activation_group(weight: RuntimeWeight, int8_activations: Optional[bool],
     Return the ``activation_group`` of a linear with this weight.
 
     :param int8_activations: round the input of a weight of 4 bits or less, by the tiles of the CPU
-        kernels: a group, at most 128 along K. None rounds where that is faster: at the CPU kernels
-        of 4-bit weights.
+        kernels: a group, at most 128 along K. None rounds where that is faster: where those run.
     :param dtype: of the activations.
     """
     if isinstance(weight, CpuTiles):
@@ -68,7 +67,7 @@ def activation_group(weight: RuntimeWeight, int8_activations: Optional[bool],
     if int8_activations is None:
         device = weight.qweight.device
         int8_activations = (device.type == 'cpu' and extension.cuda(device) is None
-                            and weight.bits == 4 and why_reference(weight, dtype) is None)
+                            and why_reference(weight, dtype) is None)
     return tile_columns(weight.group_size) if int8_activations else 0
 
 

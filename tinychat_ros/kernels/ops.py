@@ -196,8 +196,7 @@ def _tiles(layers: Sequence[Linear], order: Optional[str]) -> Optional[CudaTiles
 
 def _w4a8_kernel(layer: Linear) -> bool:
     tiles = layer.weight
-    return (isinstance(tiles, CpuTiles) and tiles.bits == 4
-            and layer.activation_group == tiles.block)
+    return isinstance(tiles, CpuTiles) and layer.activation_group == tiles.block
 
 
 def _attention_kernel(x: Tensor, cache: LayerCache) -> bool:
