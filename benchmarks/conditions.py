@@ -26,7 +26,7 @@ from typing import Iterator, Sequence
 
 import torch
 
-from tinychat_ros.bench.bandwidth import memory_bandwidth
+from tinychat_ros.bench.bandwidth import Bandwidth
 
 # user, nice, system, irq, softirq and steal of the line `cpu`; the others are idle or counted
 # in these.
@@ -48,7 +48,7 @@ class Conditions:
 @contextmanager
 def watched(rounds: list[Conditions]) -> Iterator[None]:
     """Measure the bandwidth with torch's number of threads, let a round run, and append both."""
-    bandwidth, _ = memory_bandwidth(torch.device('cpu'))
+    bandwidth = Bandwidth(torch.device('cpu')).read()
     begin, foreign = time.perf_counter(), _foreign_seconds()
     yield
     cores = (_foreign_seconds() - foreign) / (time.perf_counter() - begin)

@@ -13,7 +13,7 @@
 # limitations under the License.
 """A run with times that are easy to reckon with."""
 
-from tinychat_ros.bench.figures import Decode, Kernel, Measured, Prefill
+from tinychat_ros.bench.figures import Decode, Kernel, Measured, Prefill, Timed
 from tinychat_ros.bench.timing import Timing
 
 
@@ -23,12 +23,13 @@ def timing(seconds: float) -> Timing:
 
 MEASURED = Measured(
     read_bandwidth=100e9, copy_bandwidth=80e9, matrix_rate=1e12,
-    kernels=[(Kernel('qkv', 1, 300, 100, 20_000, 10), timing(1e-6)),
-             (Kernel('attention@4', 8, 4, 16, 400, 10, 4), timing(2e-6)),
-             (Kernel('attention@64', 8, 64, 16, 6400, 10, 64), timing(3e-6)),
-             (Kernel('lm_head', 1, 500, 100, 100_000, 1), timing(2e-6))],
+    kernels=[Timed(Kernel('qkv', 1, 300, 100, 20_000, 10), timing(1e-6), 80e9),
+             Timed(Kernel('attention@4', 8, 4, 16, 400, 10, 4), timing(2e-6), 100e9),
+             Timed(Kernel('attention@64', 8, 64, 16, 6400, 10, 64), timing(3e-6), 100e9),
+             Timed(Kernel('lm_head', 1, 500, 100, 100_000, 1), timing(2e-6), 100e9)],
     products=[(Kernel('qkv', 32, 300, 100, 20_000, 10), timing(1e-5))], threads=2,
-    decode=[Decode(4, timing(1e-4), timing(5e-5)), Decode(64, timing(2e-4), None)],
+    decode=[Decode(4, timing(1e-4), timing(5e-5), 90e9),
+            Decode(64, timing(2e-4), None, 100e9)],
     prefill=[Prefill(32, timing(1e-2))],
     time_to_first_token=timing(0.25), load_seconds=1.5, peak_memory_bytes=12345,
     weight_bytes=300_000, kv_bytes=1000, linear_parameters=1_000_000)

@@ -60,13 +60,12 @@ def test_a_shape_is_measured_with_every_key(capsys):
 
 def test_its_figures_agree_with_each_other(capsys):
     found = measured(capsys, *TINY, *QUICK)
-    bandwidth = found['read_bandwidth_gbs'] * 1e9
     kernels = {row['name']: row for row in found['kernels']}
     assert list(kernels) == ['embedding', 'qkv', 'attention@4', 'attention@20', *LINEARS[1:],
                              'sampler']
     for row in kernels.values():
         assert row['fraction_of_bandwidth'] == pytest.approx(
-            row['bytes'] / bandwidth / (row['microseconds'] * 1e-6))
+            row['bytes'] / (row['read_bandwidth_gbs'] * 1e9) / (row['microseconds'] * 1e-6))
     weights = sum(kernels[name]['bytes'] * kernels[name]['calls'] for name in LINEARS)
     for row in found['decode']:
         attention = kernels[f"attention@{row['context']}"]
@@ -74,7 +73,8 @@ def test_its_figures_agree_with_each_other(capsys):
         assert attention['bytes'] * 3 == row['context'] * 2 * 3 * 2 * 16 * 2
         assert row['bytes_per_token'] == weights + attention['bytes'] * 3
         assert row['fraction_of_limit'] == pytest.approx(
-            row['bytes_per_token'] / bandwidth * row['tokens_per_second'])
+            row['bytes_per_token'] / (row['read_bandwidth_gbs'] * 1e9)
+            * row['tokens_per_second'])
         assert row['kernels_milliseconds'] == pytest.approx(1e-3 * sum(
             kernel['microseconds'] * kernel['calls'] for name, kernel in kernels.items()
             if 'attention' not in name or kernel is attention))

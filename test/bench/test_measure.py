@@ -19,6 +19,7 @@ from typing import Any, Callable
 
 import pytest
 
+from tinychat_ros.bench.bandwidth import Bandwidth
 from tinychat_ros.bench import measure as module
 from tinychat_ros.bench.measure import measure, ROOM
 from tinychat_ros.bench.subject import of_shape, Subject
@@ -78,7 +79,7 @@ def subject(kv_cache_dtype: str = 'auto') -> Subject:
     ('auto', 'w4_qkv', 3 * 2 * 2 * 32), ('int8', 'rope_append', 3 * 2 * 2 * 18)])
 def test_every_kernel_of_the_step_is_timed(fake, kv_cache_dtype, kernel, bytes_per_position):
     measured = measure(subject(kv_cache_dtype), CONTEXTS, [8])
-    assert [kernel.name for kernel, _ in measured.kernels] == [
+    assert [kernel.name for kernel, _, _ in measured.kernels] == [
         'embedding', 'qkv', 'attention@4', 'attention@20', 'o', 'gate_up', 'down', 'lm_head',
         'sampler']
     assert fake.launches[kernel] > 0 and fake.launches['prefill_attention'] > 0
@@ -90,7 +91,7 @@ def test_bytes_are_those_of_the_records(fake):
     measured = measure(subject(), CONTEXTS, [8])
     # Records of 16 rows by 128 columns in groups of 32.
     record = 1024 + 4 * 32 + 32
-    found = {kernel.name: kernel.bytes for kernel, _ in measured.kernels}
+    found = {kernel.name: kernel.bytes for kernel, _, _ in measured.kernels}
     assert found == {
         'embedding': 64 * 2, 'qkv': 8 * record, 'attention@4': 4 * 128, 'attention@20': 20 * 128,
         'o': 4 * record, 'gate_up': 16 * record, 'down': 4 * record, 'lm_head': 96 * 64 * 2,
@@ -101,7 +102,7 @@ def test_bytes_are_those_of_the_records(fake):
 def test_decoding_goes_on_from_its_context(fake):
     model = subject()
     fake.positions.clear()
-    module._decode(model, 20, module._EFFORTS['cuda'])
+    module._decode(model, 20, module._EFFORTS['cuda'], Bandwidth(model.device))
     # Its last prefilled token, its tokens, and the repeats of the step.
     assert min(fake.positions) == 19 and max(fake.positions) < 20 + ROOM
     assert set(range(19, 20 + 64)) <= set(fake.positions)

@@ -31,7 +31,7 @@ def test_the_table_has_a_line_for_every_row_and_every_single_figure():
     kernels = lines.index('') + 1
     assert lines[kernels].split()[:4] == ['kernel', 'm', 'n', 'k']
     assert lines[kernels + 1].split() == [
-        'qkv', '1', '300', '100', '10', '1.0', '0.5', '2.0', '20.0', '20.0%']
+        'qkv', '1', '300', '100', '10', '1.0', '0.5', '2.0', '20.0', '80.0', '25.0%']
     assert [line.split()[0] for line in lines[kernels + 1:kernels + 5]] == [
         'qkv', 'attention@4', 'attention@64', 'lm_head']
     assert len({len(line) for line in lines[kernels:kernels + 5]}) == 1

@@ -13,6 +13,8 @@
 # limitations under the License.
 """What is told of the machine in a round, and the process that competes for it."""
 
+from types import SimpleNamespace
+
 from benchmarks import conditions
 from benchmarks.conditions import competitor, Conditions
 import pytest
@@ -29,7 +31,8 @@ def test_a_round_has_the_foreign_load_of_its_own_time(monkeypatch):
     foreign, clock = iter([10.0, 13.0, 20.0, 19.99]), iter([100.0, 102.0, 200.0, 201.0])
     monkeypatch.setattr(conditions, '_foreign_seconds', lambda: next(foreign))
     monkeypatch.setattr(conditions.time, 'perf_counter', lambda: next(clock))
-    monkeypatch.setattr(conditions, 'memory_bandwidth', lambda device: (25e9, 20e9))
+    monkeypatch.setattr(conditions, 'Bandwidth', lambda device: SimpleNamespace(
+        read=lambda: 25e9))
     rounds = []
     for _ in range(2):
         with conditions.watched(rounds):

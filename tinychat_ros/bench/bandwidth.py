@@ -16,9 +16,10 @@
 from __future__ import annotations
 
 from functools import partial
+from statistics import median
+from typing import Callable, TypeVar
 
 import torch
-from torch import Tensor
 
 from tinychat_ros.bench.timing import timed
 from tinychat_ros.checkpoint.loader import available_memory
@@ -27,19 +28,59 @@ from tinychat_ros.kernels import cpu, cuda, extension, memory
 # Far more than a cache holds, and at most this part of the memory that is free.
 _BUFFER_BYTES = {'cuda': 4 * 2**30, 'cpu': 2**29}
 _FREE_MEMORY_PART = 4
+_READS = 5
 
 _MATRIX_SIZES = {'cuda': (4096, 8192), 'cpu': (1024,)}
 
 
-def memory_bandwidth(device: torch.device) -> tuple[float, float]:
-    """Return the bytes per second that are read, and that a copy reads and writes together."""
-    size = min(_BUFFER_BYTES[device.type], available_memory(device) // _FREE_MEMORY_PART)
-    # Ones, since a page of the host that nothing was written to is not there.
-    buffer = memory.zeros([size // 32 * 8], torch.float32, device).fill_(1)
-    source, target = buffer.chunk(2)
-    read = timed(partial(_read, buffer), device, graph=True)
-    copied = timed(partial(target.copy_, source), device, graph=True)
-    return buffer.nbytes / read.median, buffer.nbytes / copied.median
+_Found = TypeVar('_Found')
+
+
+class Bandwidth:
+    """
+    What the memory of a device gives, read again and again.
+
+    Of a machine that others use as well it changes within seconds: what is held against it needs a
+    reading of the same moment.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        size = min(_BUFFER_BYTES[device.type], available_memory(device) // _FREE_MEMORY_PART)
+        self._device = device
+        # Ones, since a page of the host that nothing was written to is not there.
+        self._buffer = memory.zeros([size // 32 * 8], torch.float32, device).fill_(1)
+        self._read = cuda.record(self._pass) if device.type == 'cuda' else self._pass
+        self._readings: list[float] = []
+
+    def beside(self, work: Callable[[], _Found]) -> tuple[_Found, float]:
+        """Return what work gives, and the bytes per second that were read before and behind."""
+        before = self.read()
+        found = work()
+        return found, (before + self.read()) / 2
+
+    def read(self) -> float:
+        """Return the bytes per second that are read now."""
+        timing = timed(self._read, self._device, _READS)
+        self._readings.append(self._buffer.nbytes / timing.median)
+        return self._readings[-1]
+
+    def median(self) -> float:
+        """Return the median of all readings."""
+        return median(self._readings)
+
+    def copy(self) -> float:
+        """Return the bytes per second that a copy reads and writes together."""
+        source, target = self._buffer.chunk(2)
+        copied = timed(partial(target.copy_, source), self._device, graph=True)
+        return self._buffer.nbytes / copied.median
+
+    def _pass(self) -> None:
+        if extension.cuda(self._device) is not None:
+            cuda.read(self._buffer)
+        elif cpu.takes(self._buffer):
+            cpu.read(self._buffer)
+        else:
+            self._buffer.sum()
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -50,15 +91,6 @@ def matrix_rate(device: torch.device) -> float:
     """
     dtype = torch.float16 if device.type == 'cuda' else torch.float32
     return max(_square_rate(n, dtype, device) for n in _MATRIX_SIZES[device.type])
-
-
-def _read(buffer: Tensor) -> None:
-    if extension.cuda(buffer.device) is not None:
-        cuda.read(buffer)
-    elif cpu.takes(buffer):
-        cpu.read(buffer)
-    else:
-        buffer.sum()
 
 
 def _square_rate(n: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -40,12 +40,27 @@ class Kernel(NamedTuple):
     context: Optional[int] = None
 
 
+class Timed(NamedTuple):
+    """A kernel, the time of a call, and the bytes per second that were read at that time."""
+
+    kernel: Kernel
+    timing: Timing
+    bandwidth: float
+
+
 class Decode(NamedTuple):
-    """A token behind so many others: as the runner's caller has it, and the recorded step."""
+    """
+    A token behind so many others.
+
+    :param wall: as the runner's caller has it.
+    :param step: the recorded step.
+    :param bandwidth: that was read at that time, in bytes per second.
+    """
 
     context: int
     wall: Timing
     step: Optional[Timing]
+    bandwidth: float
 
 
 class Prefill(NamedTuple):
@@ -60,7 +75,8 @@ class Measured:
     """
     What a run measured, in seconds, bytes and operations per second.
 
-    :param kernels: of a decode step, each with the time of a call.
+    :param read_bandwidth: the median of all that was read.
+    :param kernels: of a decode step.
     :param products: the linears of prefills, likewise.
     :param threads: that computed, on a CPU.
     :param weight_bytes: that a token reads: all linears and the LM head.
@@ -71,7 +87,7 @@ class Measured:
     read_bandwidth: float
     copy_bandwidth: float
     matrix_rate: float
-    kernels: Sequence[tuple[Kernel, Timing]]
+    kernels: Sequence[Timed]
     products: Sequence[tuple[Kernel, Timing]]
     threads: int
     decode: Sequence[Decode]
@@ -93,8 +109,7 @@ def figures(measured: Measured) -> dict[str, Any]:
         'load_seconds': measured.load_seconds,
         'peak_memory_bytes': measured.peak_memory_bytes,
         'time_to_first_token': measured.time_to_first_token.median,
-        'kernels': [_kernel(kernel, timing, measured.read_bandwidth)
-                    for kernel, timing in measured.kernels],
+        'kernels': [_kernel(*timed) for timed in measured.kernels],
         'products': [_product(kernel, timing, measured) for kernel, timing in measured.products],
         'decode': [_decode(decode, measured) for decode in measured.decode],
         'prefill': [_prefill(prefill, measured) for prefill in measured.prefill],
@@ -107,7 +122,7 @@ def _kernel(kernel: Kernel, timing: Timing, bandwidth: float) -> dict[str, Any]:
     return {'name': kernel.name, 'm': kernel.m, 'n': kernel.n, 'k': kernel.k,
             'bytes': kernel.bytes, 'calls': kernel.calls, 'microseconds': micro.median,
             'p10': micro.p10, 'p90': micro.p90, 'gbs': rate / 1e9,
-            'fraction_of_bandwidth': rate / bandwidth}
+            'read_bandwidth_gbs': bandwidth / 1e9, 'fraction_of_bandwidth': rate / bandwidth}
 
 
 def _product(kernel: Kernel, timing: Timing, measured: Measured) -> dict[str, Any]:
@@ -121,13 +136,14 @@ def _product(kernel: Kernel, timing: Timing, measured: Measured) -> dict[str, An
 
 def _decode(decode: Decode, measured: Measured) -> dict[str, Any]:
     bytes_per_token = measured.weight_bytes + decode.context * measured.kv_bytes
-    kernels = sum(kernel.calls * timing.median for kernel, timing in measured.kernels
+    kernels = sum(kernel.calls * timing.median for kernel, timing, _ in measured.kernels
                   if kernel.context in (None, decode.context))
     seconds = decode.wall.median
     return {'context': decode.context, 'tokens_per_second': 1 / seconds,
             'milliseconds': 1e3 * seconds, 'p10': 1e3 * decode.wall.p10,
             'p90': 1e3 * decode.wall.p90, 'bytes_per_token': bytes_per_token,
-            'fraction_of_limit': bytes_per_token / measured.read_bandwidth / seconds,
+            'read_bandwidth_gbs': decode.bandwidth / 1e9,
+            'fraction_of_limit': bytes_per_token / decode.bandwidth / seconds,
             'kernels_milliseconds': 1e3 * kernels,
             'step_milliseconds': None if decode.step is None else 1e3 * decode.step.median}
 

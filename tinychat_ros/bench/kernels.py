@@ -21,7 +21,8 @@ from typing import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tinychat_ros.bench.figures import Kernel
+from tinychat_ros.bench.bandwidth import Bandwidth
+from tinychat_ros.bench.figures import Kernel, Timed
 from tinychat_ros.bench.subject import Subject
 from tinychat_ros.bench.timing import timed, Timing
 from tinychat_ros.engine.graph_runner import GraphRunner
@@ -35,15 +36,16 @@ from tinychat_ros.models.llama import chain_prefetches, LlamaBlock
 _CALLS = 8
 
 
-def time_kernels(subject: Subject, contexts: Sequence[int],
-                 repeats: int) -> list[tuple[Kernel, Timing]]:
+def time_kernels(subject: Subject, contexts: Sequence[int], repeats: int,
+                 bandwidth: Bandwidth) -> list[Timed]:
     """
     Time each kernel on all layers in turn, so that it finds its weights outside of the cache.
 
     What is small enough for the cache as a whole may come out faster than memory. Kernels are
     left to prefetch for the one like them in the next layer, as they are timed.
     """
-    return [(kernel, _time_each(work, len(work), subject, repeats))
+    return [Timed(kernel, *bandwidth.beside(
+                partial(_time_each, work, len(work), subject, repeats)))
             for kernel, work in _kernels(subject, contexts)]
 
 

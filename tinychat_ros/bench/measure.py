@@ -22,7 +22,7 @@ from typing import Iterator, NamedTuple, Sequence
 
 import torch
 
-from tinychat_ros.bench.bandwidth import matrix_rate, memory_bandwidth
+from tinychat_ros.bench.bandwidth import Bandwidth, matrix_rate
 from tinychat_ros.bench.figures import Decode, Measured, Prefill
 from tinychat_ros.bench.kernels import time_kernels, time_products, weight_bytes
 from tinychat_ros.bench.subject import Subject
@@ -64,17 +64,18 @@ def measure(subject: Subject, contexts: Sequence[int], prefills: Sequence[int]) 
     first = timed_by_host(lambda: _first_token(subject), device, effort.repeats)
     # Prefills first, so that decoding finds keys and values of tokens in the cache.
     prefill = [_prefill(subject, tokens, effort) for tokens in prefills]
-    decode = [_decode(subject, context, effort) for context in contexts]
+    peak = _peak_memory_bytes(device)
+    bandwidth = Bandwidth(device)
+    decode = [_decode(subject, context, effort, bandwidth) for context in contexts]
     _LOGGER.info('kernels')
-    kernels = time_kernels(subject, contexts, effort.repeats)
+    kernels = time_kernels(subject, contexts, effort.repeats, bandwidth)
     products = [row for tokens in prefills
                 for row in time_products(subject, tokens, effort.prefills)]
-    peak = _peak_memory_bytes(device)
     _LOGGER.info('limits')
-    read, copied = memory_bandwidth(device)
     linears = [linear for block in model.blocks for linear in block.linears()]
     return Measured(
-        read_bandwidth=read, copy_bandwidth=copied, matrix_rate=matrix_rate(device),
+        read_bandwidth=bandwidth.median(), copy_bandwidth=bandwidth.copy(),
+        matrix_rate=matrix_rate(device),
         kernels=kernels, products=products,
         threads=torch.get_num_threads(), decode=decode, prefill=prefill, time_to_first_token=first,
         load_seconds=subject.load_seconds, peak_memory_bytes=peak,
@@ -103,13 +104,14 @@ def _prefill(subject: Subject, tokens: int, effort: _Effort) -> Prefill:
     return Prefill(tokens, timed_by_host(prefill, subject.device, effort.prefills))
 
 
-def _decode(subject: Subject, context: int, effort: _Effort) -> Decode:
+def _decode(subject: Subject, context: int, effort: _Effort, bandwidth: Bandwidth) -> Decode:
     _LOGGER.info('decode at %d', context)
-    wall = summary(list(_token_seconds(subject, context, effort.tokens)))
+    wall, read = bandwidth.beside(
+        lambda: summary(list(_token_seconds(subject, context, effort.tokens))))
     if not isinstance(subject.runner, GraphRunner):
-        return Decode(context, wall, None)
+        return Decode(context, wall, None, read)
     step = subject.runner.step_at(0, context)
-    return Decode(context, wall, timed(step, subject.device, effort.repeats))
+    return Decode(context, wall, timed(step, subject.device, effort.repeats), read)
 
 
 def _token_seconds(subject: Subject, context: int, tokens: int) -> Iterator[float]:

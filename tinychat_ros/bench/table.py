@@ -23,7 +23,7 @@ _COLUMNS = {
     'kernels': (
         ('kernel', 'name', ''), ('m', 'm', ''), ('n', 'n', ''), ('k', 'k', ''),
         ('calls', 'calls', ''), ('us', 'microseconds', '.1f'), ('p10', 'p10', '.1f'),
-        ('p90', 'p90', '.1f'), ('GB/s', 'gbs', '.1f'),
+        ('p90', 'p90', '.1f'), ('GB/s', 'gbs', '.1f'), ('read', 'read_bandwidth_gbs', '.1f'),
         ('of bandwidth', 'fraction_of_bandwidth', '.1%')),
     'products': (
         ('product', 'name', ''), ('m', 'm', ''), ('n', 'n', ''), ('k', 'k', ''),
@@ -35,7 +35,8 @@ _COLUMNS = {
         ('decode at', 'context', ''), ('tokens/s', 'tokens_per_second', '.1f'),
         ('ms', 'milliseconds', '.3f'), ('p10', 'p10', '.3f'), ('p90', 'p90', '.3f'),
         ('step ms', 'step_milliseconds', '.3f'), ('kernels ms', 'kernels_milliseconds', '.3f'),
-        ('bytes/token', 'bytes_per_token', ''), ('of limit', 'fraction_of_limit', '.1%')),
+        ('bytes/token', 'bytes_per_token', ''), ('read GB/s', 'read_bandwidth_gbs', '.1f'),
+        ('of limit', 'fraction_of_limit', '.1%')),
     'prefill': (
         ('prefill of', 'tokens', ''), ('tokens/s', 'tokens_per_second', '.1f'),
         ('ms', 'milliseconds', '.1f'), ('of matrix rate', 'fraction_of_matrix_rate', '.1%')),
