@@ -83,6 +83,24 @@ struct WNA16Body {
                    int64_t x_stride, int64_t rows, float* total);
 };
 
+// multiply() for a constant number of rows.
+using WNA16MultiplyRows = void (*)(const uint8_t* scales, int64_t block, const float* unpacked,
+                                   const float* x, int64_t x_stride, float* total);
+
+// multiply() of bodies that take 1 to kAtOnce rows at once.
+template <int64_t kAtOnce>
+void wna16_multiply(const WNA16MultiplyRows (&by_rows)[kAtOnce], const uint8_t* scales,
+                    int64_t block, const float* unpacked, const float* x, int64_t x_stride,
+                    int64_t rows, float* total) {
+  while (rows > 0) {
+    const int64_t now = rows < kAtOnce ? rows : kAtOnce;
+    by_rows[now - 1](scales, block, unpacked, x, x_stride, total);
+    x += now * x_stride;
+    total += now * kTileRows;
+    rows -= now;
+  }
+}
+
 // For 3 and for 4 bits.
 extern const WNA16Body kWNA16Generic[2];
 #if defined(__x86_64__)

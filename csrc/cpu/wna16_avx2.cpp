@@ -19,10 +19,6 @@
 namespace tinychat {
 namespace {
 
-// Rows of x multiplied at once: 6 rows by 2 halves is 12 accumulators, and of the 16 registers
-// two more hold weights and one holds x.
-constexpr int64_t kRowsAtOnce = 6;
-
 // The codes less the zero points. Subtracting here, in integers, is exact; taking the zero points
 // off afterwards through the sum of x would leave rounding errors as large as x where the weights
 // themselves are zero.
@@ -150,16 +146,12 @@ TINYCHAT_AVX2 void multiply_rows(const uint8_t* scales, int64_t block, const flo
 
 TINYCHAT_AVX2 void multiply(const uint8_t* scales, int64_t block, const float* unpacked,
                             const float* x, int64_t x_stride, int64_t rows, float* total) {
-  constexpr decltype(&multiply_rows<1>) kByRows[kRowsAtOnce] = {
+  // 6 rows by 2 halves is 12 accumulators, and of the 16 registers two more hold weights and one
+  // holds x.
+  constexpr WNA16MultiplyRows kByRows[] = {
       multiply_rows<1>, multiply_rows<2>, multiply_rows<3>,
       multiply_rows<4>, multiply_rows<5>, multiply_rows<6>};
-  while (rows > 0) {
-    const int64_t now = rows < kRowsAtOnce ? rows : kRowsAtOnce;
-    kByRows[now - 1](scales, block, unpacked, x, x_stride, total);
-    x += now * x_stride;
-    total += now * kTileRows;
-    rows -= now;
-  }
+  wna16_multiply(kByRows, scales, block, unpacked, x, x_stride, rows, total);
 }
 
 }  // namespace

@@ -31,9 +31,6 @@
 namespace tinychat {
 namespace {
 
-// Rows of x multiplied at once: each has a sum for each byte of a word, 24 of the 32 registers.
-constexpr int64_t kRowsAtOnce = 6;
-
 // A code becomes a float without a conversion. Where it stands in its word, at bit 8i, it is put
 // into the mantissa of 2^23, and 2^23 with the zero point in the same place is taken off, which is
 // exact: that leaves (q - zero) * 2^8i. What stands too high for a mantissa, at bit 24, moves to
@@ -163,16 +160,11 @@ TINYCHAT_AVX512 void multiply_rows(const uint8_t* scales, int64_t block, const f
 
 TINYCHAT_AVX512 void multiply(const uint8_t* scales, int64_t block, const float* unpacked,
                               const float* x, int64_t x_stride, int64_t rows, float* total) {
-  constexpr decltype(&multiply_rows<1>) kByRows[kRowsAtOnce] = {
+  // Each row has a sum for each byte of a word: 24 of the 32 registers.
+  constexpr WNA16MultiplyRows kByRows[] = {
       multiply_rows<1>, multiply_rows<2>, multiply_rows<3>,
       multiply_rows<4>, multiply_rows<5>, multiply_rows<6>};
-  while (rows > 0) {
-    const int64_t now = rows < kRowsAtOnce ? rows : kRowsAtOnce;
-    kByRows[now - 1](scales, block, unpacked, x, x_stride, total);
-    x += now * x_stride;
-    total += now * kTileRows;
-    rows -= now;
-  }
+  wna16_multiply(kByRows, scales, block, unpacked, x, x_stride, rows, total);
 }
 
 }  // namespace

@@ -25,9 +25,6 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kQuarters = kTileRows / kLanes;
 
-// Rows of x multiplied at once: 4 rows by 4 quarters are 16 sums, in half of the registers.
-constexpr int64_t kRowsAtOnce = 4;
-
 // q - zero of 4 rows, for the lower 4 of 8 k and for the higher 4, each in the bytes of a word.
 // Written to memory as they are unpacked by the generic body, weights took twice the instructions.
 struct Words {
@@ -144,15 +141,10 @@ void multiply_rows(const uint8_t* scales, int64_t block, const float* unpacked, 
 
 void multiply(const uint8_t* scales, int64_t block, const float* unpacked, const float* x,
               int64_t x_stride, int64_t rows, float* total) {
-  constexpr decltype(&multiply_rows<1>) kByRows[kRowsAtOnce] = {
+  // 4 rows by 4 quarters are 16 sums, in half of the registers.
+  constexpr WNA16MultiplyRows kByRows[] = {
       multiply_rows<1>, multiply_rows<2>, multiply_rows<3>, multiply_rows<4>};
-  while (rows > 0) {
-    const int64_t now = rows < kRowsAtOnce ? rows : kRowsAtOnce;
-    kByRows[now - 1](scales, block, unpacked, x, x_stride, total);
-    x += now * x_stride;
-    total += now * kTileRows;
-    rows -= now;
-  }
+  wna16_multiply(kByRows, scales, block, unpacked, x, x_stride, rows, total);
 }
 
 }  // namespace
