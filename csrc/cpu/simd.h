@@ -190,20 +190,30 @@ inline void add_lanes(const Floats (&values)[4], float* to) {
   for (int i = 0; i < 4; ++i) {
     to[i] = (values[i][0] + values[i][1]) + (values[i][2] + values[i][3]);
   }
+#elif TINYCHAT_LANES == 8
+  const auto pairs = [&](int i) {
+    return _mm256_hadd_ps(reinterpret_cast<__m256>(values[i]),
+                          reinterpret_cast<__m256>(values[i + 1]));
+  };
+  const __m256 quarters = _mm256_hadd_ps(pairs(0), pairs(2));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(quarters),
+                               _mm256_extractf128_ps(quarters, 1)));
 #else
-  __m256 halves[4];
-  for (int i = 0; i < 4; ++i) {
-#if TINYCHAT_LANES == 16
-    const __m512d wide = reinterpret_cast<__m512d>(values[i]);
-    halves[i] = _mm256_add_ps(_mm256_castpd_ps(_mm512_castpd512_pd256(wide)),
-                              _mm256_castpd_ps(_mm512_extractf64x4_pd(wide, 1)));
-#else
-    halves[i] = reinterpret_cast<__m256>(values[i]);
-#endif
-  }
-  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(halves[0], halves[1]),
-                                      _mm256_hadd_ps(halves[2], halves[3]));
-  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+  // The four vectors are brought into one before its halves are added: two thirds of the
+  // instructions of halving each.
+  const auto pairs = [&](int i) {
+    const __m512 a = reinterpret_cast<__m512>(values[i]);
+    const __m512 b = reinterpret_cast<__m512>(values[i + 1]);
+    return _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+  };
+  const __m512d low = pairs(0);
+  const __m512d high = pairs(2);
+  const __m512 quarters = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                                        _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  const __m256 half = _mm256_add_ps(
+      _mm512_castps512_ps256(quarters),
+      _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(quarters), 1)));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 #endif
 }
 
