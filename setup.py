@@ -184,7 +184,7 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
         (f'share/{PACKAGE}/launch', sorted(glob('launch/*.launch.py'))),
-        (f'share/{PACKAGE}/config', sorted(glob('config/*.yaml'))),
+        (f'share/{PACKAGE}/config', sorted(glob('config/*'))),
     ],
     ext_modules=[kernels],
     cmdclass={'build_ext': BuildKernels},
@@ -196,6 +196,8 @@ setup(
         'console_scripts': [
             f'tinychat = {PACKAGE}.cli:main',
             f'chat_node = {PACKAGE}.nodes.chat_node:main',
+            *(f'{name} = {PACKAGE}.examples.{name}:main'
+              for name in ('prompt_publisher', 'speech_client', 'dispatcher')),
         ],
     },
 )

@@ -59,7 +59,7 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     subject = of_checkpoint(config, args.max_seq_len)
     loaded = time.perf_counter()
-    _, last = subject.runner.prefill(list(range(_PROMPT_TOKENS)), 0, 0)
+    last = subject.runner.prefill(list(range(_PROMPT_TOKENS)), 0, 0)
     tokens = subject.runner.tokens(last, 0, _PROMPT_TOKENS, SamplingParams(), ())
     next(tokens)
     first_token = time.perf_counter()

@@ -84,7 +84,7 @@ def ours(shape: str, threads: int) -> Contender:
 def _our_speeds(subject: Subject, phases: Sequence[Phase], threads: int) -> dict[Phase, float]:
     torch.set_num_threads(threads)
     # A recorded step keeps the threads that it was recorded with.
-    runner = make_runner(subject.model, subject.cache, subject.device, subject.cache.max_seq_len)
+    runner = make_runner(subject.model, subject.cache, subject.device)
     return {phase: _our_speed(runner, phase) for phase in phases}
 
 
@@ -99,7 +99,7 @@ def _our_speed(runner: Union[ModelRunner, GraphRunner], phase: Phase) -> float:
 
 
 def _answer(runner: Union[ModelRunner, GraphRunner], tokens: int) -> Iterator[int]:
-    _, last = runner.prefill(range(tokens), 0, 0)
+    last = runner.prefill(range(tokens), 0, 0)
     return runner.tokens(last, 0, tokens, SamplingParams(), ())
 
 

@@ -22,6 +22,9 @@ from launch_ros.substitutions import FindPackageShare
 
 PARAMS_FILE = PathJoinSubstitution([FindPackageShare('tinychat_ros'), 'config', 'tinychat.yaml'])
 
+# The arguments that are parameters of the node, with their types.
+PARAMETERS = {'model': str, 'device': str, 'activations': str, 'num_threads': int}
+
 ARGUMENTS = (
     DeclareLaunchArgument(
         'model', default_value='',
@@ -32,6 +35,13 @@ ARGUMENTS = (
         description="'cpu', 'cuda' or 'auto', which takes the GPU where there is one; empty = "
                     'the one of params_file.'),
     DeclareLaunchArgument(
+        'activations', default_value='',
+        description="'fp16' (W4A16), 'int8' (W4A8) or 'auto', the faster of them; empty = the one "
+                    'of params_file.'),
+    DeclareLaunchArgument(
+        'num_threads', default_value='',
+        description='CPU threads, 0 for every core; empty = the number of params_file.'),
+    DeclareLaunchArgument(
         'namespace', default_value='',
         description="Namespace of the node, such as the robot's name."),
     DeclareLaunchArgument(
@@ -39,7 +49,15 @@ ARGUMENTS = (
         description='Name of the node; two models on one robot need two names.'),
     DeclareLaunchArgument(
         'params_file', default_value=PARAMS_FILE,
-        description='YAML file with the parameters of the node.'),
+        description='YAML file with the parameters of the node. The arguments above that are not '
+                    'empty go before it.'),
+    DeclareLaunchArgument(
+        'respawn', default_value='false', choices=['true', 'false'],
+        description='Whether a node that ended by itself is started again; its conversations '
+                    'begin anew.'),
+    DeclareLaunchArgument(
+        'respawn_delay', default_value='2.0',
+        description='Time between the end of a node and its new start [s].'),
     DeclareLaunchArgument(
         'log_level', default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
@@ -49,8 +67,9 @@ ARGUMENTS = (
 
 def given_parameters(context: LaunchContext) -> dict:
     """Return the parameters given as arguments; an empty one leaves params_file alone."""
-    values = {name: LaunchConfiguration(name).perform(context) for name in ('model', 'device')}
-    return {name: ParameterValue(value, value_type=str) for name, value in values.items() if value}
+    given = {name: LaunchConfiguration(name) for name in PARAMETERS}
+    return {name: ParameterValue(value, value_type=PARAMETERS[name])
+            for name, value in given.items() if value.perform(context)}
 
 
 def start_node(context: LaunchContext) -> list:
@@ -62,6 +81,8 @@ def start_node(context: LaunchContext) -> list:
         name=LaunchConfiguration('node_name'),
         parameters=[LaunchConfiguration('params_file'), given_parameters(context)],
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        respawn=LaunchConfiguration('respawn'),
+        respawn_delay=float(LaunchConfiguration('respawn_delay').perform(context)),
         output='screen',
         emulate_tty=True,
     )]

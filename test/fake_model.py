@@ -58,12 +58,12 @@ class FakeRunner:
         self._vocab_size = vocab_size
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
-                interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Any]:
+                interrupted: Callable[[], bool] = lambda: False) -> Any:
         """Write tokens over what lies in the slot from ``start`` on."""
         if interrupted():
-            return 0, None
+            return None
         self.prefilled.append(len(token_ids))
-        return len(token_ids), self._append(token_ids, slot, start)
+        return self._append(token_ids, slot, start)
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
                context: Sequence[int],

@@ -116,7 +116,9 @@ def test_the_tests_are_not_installed_and_colcon_runs_them_with_pytest(setup_argu
     assert setup_arguments['test'] == ['pytest']
 
 
-@pytest.mark.parametrize('name', ['tinychat', pytest.param('chat_node', marks=needs_ros)])
+@pytest.mark.parametrize('name', ['tinychat', *(
+    pytest.param(name, marks=needs_ros)
+    for name in ('chat_node', 'prompt_publisher', 'speech_client', 'dispatcher'))])
 def test_the_console_script_resolves(setup_arguments, name):
     """Its entry point names a function."""
     targets = dict(line.split(' = ') for line in setup_arguments['console_scripts'])

@@ -68,7 +68,7 @@ class QueueFullError(TinychatError):
 
 
 class EngineBusyError(TinychatError):
-    """A second generation was started while one is running; the engine serves one at a time."""
+    """An answer of this conversation is under way, or one in every slot of the KV cache."""
 
 
 class ModelMissingError(TinychatError):

@@ -28,7 +28,7 @@ from tiny_models import (
     linear_shapes, llama_config, llama_tensors, run_llama, write_model)
 import torch
 
-from tinychat_ros.checkpoint import weight_file, weight_cache
+from tinychat_ros.checkpoint import reader, weight_cache, weight_file
 from tinychat_ros.checkpoint.loader import load_model
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.weight_cache import WeightCache
@@ -332,20 +332,20 @@ def test_files_of_the_same_content_are_known_by_it_once(
     reads.clear()
     expected = _logits(checkpoint, cache)
     assert not reads and not caplog.messages
-    monkeypatch.setattr(weight_cache, 'content_hash', _refuse_to_hash)
+    monkeypatch.setattr(reader, 'content_hash', _refuse_to_hash)
     assert torch.equal(_logits(checkpoint, cache), expected)
     assert not reads and not caplog.messages
 
 
 def test_a_checkpoint_that_changes_while_it_is_read_is_not_kept(
         checkpoint, cache, caplog, monkeypatch):
-    content_hash = weight_cache.content_hash
+    content_hash = reader.content_hash
 
     def change(files):
         _touch(checkpoint)
         return content_hash(files)
 
-    monkeypatch.setattr(weight_cache, 'content_hash', change)
+    monkeypatch.setattr(reader, 'content_hash', change)
     _load(checkpoint, cache)
     assert not list(cache.iterdir())
     assert 'the checkpoint has changed while it was read' in caplog.text

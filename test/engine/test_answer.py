@@ -14,6 +14,7 @@
 """An answer cut into chunks: nothing is lost, nothing comes early, whatever the tokens are."""
 
 import random
+import time
 
 import pytest
 from tiny_models import data_path, write_tokenizer
@@ -121,3 +122,36 @@ def test_the_rate_counts_from_the_first_token(bytes_tokenizer):
         3 / (result.duration - result.time_to_first_token))
     nothing = _answer(bytes_tokenizer).finish(FinishReason.CANCELED).result
     assert nothing.tokens_per_second == 0.0 and nothing.time_to_first_token is None
+
+
+@pytest.mark.parametrize('text, heard, left', [
+    ('hello', 3, 'hel'), ('hello', 9, 'hello'), ('hello', 0, ''), ('é🦙x', 2, 'é🦙'),
+    ('é🦙x', 1, 'é')])
+def test_what_was_heard_ends_at_the_border_of_a_token(text, heard, left, bytes_tokenizer):
+    answer = _answer(bytes_tokenizer)
+    for token_id in bytes_tokenizer.encode(text, special=False):
+        answer.push(token_id)
+    answer.finish(FinishReason.CANCELED)
+    found, tokens = answer.heard(heard)
+    assert found == left
+    ids = bytes_tokenizer.encode(text, special=False)[:tokens]
+    assert bytes_tokenizer.decode(ids).startswith(left)
+    assert answer.heard(None)[0] == text
+
+
+@pytest.mark.parametrize('text, said', [
+    ('One. Two. Three', 'One.'), ('It is 3.5 m. So', 'It is 3.5 m.'), ('Dr. No. Yes', 'Dr. No.'),
+    ('你好。再见', '你好。'), ('"Go!" Now', '"Go!'), ('no end', 'no end')])
+def test_shortly_before_its_deadline_an_answer_ends_with_a_sentence(text, said, bytes_tokenizer):
+    request = Request('x', deadline=time.monotonic() + 0.4)
+    answer = Answer(request, bytes_tokenizer, frozenset(), 1000, 5, 2)
+    chunks, reason = _run(answer, bytes_tokenizer.encode(text, special=False), random.Random(0))
+    assert ''.join(chunk.text for chunk in chunks) == said
+    assert reason == (FinishReason.NONE if said == text else FinishReason.DEADLINE)
+
+
+def test_long_before_its_deadline_an_answer_goes_on(bytes_tokenizer):
+    request = Request('x', deadline=time.monotonic() + 60)
+    answer = Answer(request, bytes_tokenizer, frozenset(), 1000, 5, 2)
+    ids = bytes_tokenizer.encode('One. Two.', special=False)
+    assert all(answer.push(token_id) == FinishReason.NONE for token_id in ids)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Histories, and the slots that conversations share."""
 
+from contextlib import suppress
 import threading
 
 import pytest
@@ -20,12 +21,22 @@ import pytest
 from tinychat_ros.engine import conversation as module
 from tinychat_ros.engine.conversation import Conversation, ConversationStore
 from tinychat_ros.engine.request import Message, Request
+from tinychat_ros.errors import EngineBusyError
+
+
+def begun(store, name):
+    """Answer in a conversation; return the slot that it had."""
+    conversation = store.begin(name)
+    try:
+        return store.give_slot(conversation)
+    finally:
+        store.end(conversation)
 
 
 def _talk(*turns):
     conversation = Conversation('a')
     for text, answer in turns:
-        conversation.record(Request(text), answer)
+        conversation.record(Request(text), answer, range(1, len(answer) + 1))
     return conversation
 
 
@@ -61,6 +72,15 @@ def test_the_last_answer_is_cut_to_its_first_characters(char_end, left):
     assert conversation.messages[-1] == Message('assistant', left)
 
 
+@pytest.mark.parametrize('heard, left', [
+    (14, 'Good morning !'), (13, 'Good morning'), (12, 'Good morning'), (11, 'Good'), (4, 'Good')])
+def test_an_answer_is_cut_at_the_border_of_a_token(heard, left):
+    conversation = Conversation('a')
+    conversation.record(Request('x'), 'Good morning !', [4, 4, 12, 14])
+    assert conversation.cut_last_answer(heard)
+    assert conversation.messages[-1].content == left
+
+
 def test_an_answer_of_which_nothing_was_heard_takes_its_question_with_it():
     conversation = _talk(('one', '1'), ('two', '2'))
     assert conversation.cut_last_answer(0)
@@ -78,52 +98,75 @@ def test_the_common_prefix_ends_at_the_first_difference(cached, wanted, length):
 
 def test_a_slot_belongs_to_one_conversation_at_a_time():
     store = ConversationStore(2)
-    slots = {name: store.give_slot(store.touch(name)) for name in 'ab'}
+    slots = {name: begun(store, name) for name in 'ab'}
     assert sorted(slots.values()) == [0, 1]
-    assert store.give_slot(store.touch('a')) == slots['a']
-    evicted = store.touch('b')
-    store.touch('a')
+    assert begun(store, 'a') == slots['a']
+    evicted = store.get('b')
+    begun(store, 'b')
+    begun(store, 'a')
     evicted.cached_ids = [1, 2]
-    assert store.give_slot(store.touch('c')) == slots['b']
+    assert begun(store, 'c') == slots['b']
     assert (evicted.slot, evicted.cached_ids) == (None, [])
 
 
 def test_a_removed_conversation_gives_its_slot_back():
     store = ConversationStore(1)
-    store.give_slot(store.touch('a'))
+    begun(store, 'a')
     assert store.remove('a') and not store.remove('a')
     assert 'a' not in store and list(store) == []
-    assert store.give_slot(store.touch('b')) == 0
+    assert begun(store, 'b') == 0
 
 
-def test_one_removed_before_it_got_its_slot_keeps_none():
+@pytest.mark.parametrize('before', [True, False])
+def test_one_removed_while_it_is_answered_keeps_its_slot_until_the_end(before):
     store = ConversationStore(1)
-    removed = store.touch('a')
-    store.remove('a')
+    removed = store.begin('a')
+    if before:
+        store.remove('a')
     assert store.give_slot(removed) == 0
+    store.remove('a')
+    assert 'a' not in store
+    with pytest.raises(EngineBusyError, match='free slot'):
+        store.give_slot(store.begin('b'))
+    store.end(removed)
     assert removed.slot is None
-    assert store.give_slot(store.touch('b')) == 0
+    assert begun(store, 'c') == 0
+
+
+def test_a_conversation_has_one_answer_at_a_time_and_the_nameless_one_any():
+    store = ConversationStore(3)
+    first = store.begin('a')
+    with pytest.raises(EngineBusyError, match="'a'"):
+        store.begin('a')
+    nameless = [store.begin('') for _ in range(2)]
+    assert sorted(map(store.give_slot, (first, *nameless))) == [0, 1, 2]
+    for conversation in (*nameless, first):
+        store.end(conversation)
+    assert store.begin('') is nameless[0] and nameless[1].slot is None
 
 
 def test_the_oldest_conversation_is_forgotten_when_there_are_too_many(monkeypatch, caplog):
     monkeypatch.setattr(module, 'MAX_CONVERSATIONS', 3)
     store = ConversationStore(1)
-    store.give_slot(store.touch('a'))
+    begun(store, 'a')
     for name in 'bcabde':
-        store.touch(name)
+        store.end(store.begin(name))
     assert [c.conversation_id for c in store] == ['b', 'd', 'e']
     assert "forgetting 'c'" in caplog.text
-    assert store.give_slot(store.touch('e')) == 0
+    assert begun(store, 'e') == 0
 
 
-def test_touching_from_many_threads_keeps_the_histories():
+def test_answers_in_many_threads_keep_the_histories():
     store = ConversationStore(2)
-    kept = {name: store.touch(name) for name in 'abcd'}
+    kept = {name: store.begin(name) for name in 'abcd'}
+    for conversation in kept.values():
+        store.end(conversation)
 
     def touch():
         for _ in range(2000):
             for name in 'abcd':
-                store.give_slot(store.touch(name))
+                with suppress(EngineBusyError):
+                    begun(store, name)
 
     threads = [threading.Thread(target=touch) for _ in range(4)]
     for thread in threads:

@@ -16,12 +16,14 @@
 import gc
 import threading
 import time
+import weakref
 
 from fake_model import EOS, hashed
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_models import write_chat_model
 
-from tinychat_ros.engine.engine import Engine
+from tinychat_ros.engine.engine import Engine, return_memory
 from tinychat_ros.engine.request import FinishReason, Message, Request
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import (
@@ -223,7 +225,7 @@ def test_a_prefill_can_be_canceled_within_a_piece_and_the_pieces_before_are_kept
         return hidden(*args)
 
     model.hidden = counted
-    chunk, = engine.generate(request)
+    *_, chunk = engine.generate(request)
     assert chunk.result.finish_reason == FinishReason.CANCELED
     assert runs == [16, 16]
     assert _ask(engine, 'x' * 100, conversation_id='a', max_new_tokens=1).cached_tokens == 16
@@ -241,15 +243,67 @@ def test_closing_the_generator_keeps_what_was_said_and_frees_the_engine(let_go, 
     assert _ask(engine, 'y', conversation_id='a', max_new_tokens=2).cached_tokens > 5
 
 
-def test_a_second_answer_at_the_same_time_is_refused(make_engine):
+@pytest.mark.parametrize('names', [('a', 'b'), ('', 'b'), ('', '')])
+def test_answers_of_several_conversations_take_turns(names, make_engine):
+    alone = [_ask(make_engine(hashed), text, max_new_tokens=9).text for text in 'xy']
     engine = make_engine(hashed)
-    running = engine.generate(Request('x'))
+    first, second = (engine.generate(Request(text, conversation_id=name, max_new_tokens=9))
+                     for text, name in zip('xy', names))
+    texts = ['', '']
+    for turn in (0, 1, 1, 0, 0, 0, 1):
+        texts[turn] += next((first, second)[turn]).text
+    for turn, rest in enumerate((first, second)):
+        texts[turn] += ''.join(chunk.text for chunk in rest)
+    assert texts == alone
+
+
+def test_a_second_answer_of_a_conversation_at_the_same_time_is_refused(make_engine):
+    engine = make_engine(hashed)
+    running = engine.generate(Request('x', conversation_id='a'))
     next(running)
-    with pytest.raises(EngineBusyError):
-        next(engine.generate(Request('y')))
+    with pytest.raises(EngineBusyError, match="'a': expected one answer at a time"):
+        next(engine.generate(Request('y', conversation_id='a')))
     assert next(running).text, 'the first one goes on'
     running.close()
+    assert _ask(engine, 'y', conversation_id='a', max_new_tokens=1).text
+
+
+def test_an_answer_more_than_there_are_slots_is_refused(make_engine):
+    engine = make_engine(hashed, num_slots=2)
+    _ask(engine, 'x', conversation_id='idle', max_new_tokens=1)
+    running = [engine.generate(Request('x', conversation_id=name)) for name in 'ab']
+    for answer in running:
+        next(answer)
+    with pytest.raises(EngineBusyError, match='expected a free slot'):
+        next(engine.generate(Request('y')))
+    running[0].close()
     assert _ask(engine, 'y', max_new_tokens=1).text
+
+
+def test_a_paused_prefill_goes_on_where_it_was(chat_model):
+    engine = Engine.load(chat_model, device='cpu', prefill_chunk=16)
+    expected = _ask(engine, 'x' * 100, max_new_tokens=5).text
+    engine.reset_all_conversations()
+    request = Request('x' * 100, max_new_tokens=5)
+    answer = engine.generate(request)
+    assert not next(answer).token_ids
+    request.pause()
+    assert not next(answer).token_ids and not next(answer).token_ids
+    request.resume()
+    assert ''.join(chunk.text for chunk in answer) == expected
+
+
+def test_a_reset_while_an_answer_is_paused_leaves_it_its_slot(make_engine):
+    engine = make_engine(hashed, num_slots=2)
+    expected = _ask(make_engine(hashed), 'x', max_new_tokens=9).text
+    paused = engine.generate(Request('x', conversation_id='a', max_new_tokens=9))
+    text = next(paused).text
+    engine.reset_all_conversations()
+    for name in 'bc':
+        _ask(engine, 'y', conversation_id=name, max_new_tokens=3)
+    assert text + ''.join(chunk.text for chunk in paused) == expected
+    for name in 'de':
+        _ask(engine, 'y', conversation_id=name, max_new_tokens=3)
 
 
 def test_a_reset_during_an_answer_forgets_it_and_the_next_one_starts_anew(make_engine):
@@ -290,11 +344,11 @@ def test_the_last_answer_can_be_cut_to_what_was_heard(make_engine):
     engine = make_engine()
     _ask(engine, 'one', conversation_id='a')
     _ask(engine, 'hello there', conversation_id='a')
-    assert engine.cut_last_answer('a', 5)
+    assert engine.cut_last_answer(5, 'a')
     assert _history(engine, 'a')[-2:] == [('user', 'hello there'), ('assistant', 'hello')]
-    assert engine.cut_last_answer('a', 0)
+    assert engine.cut_last_answer(0, 'a')
     assert _history(engine, 'a') == [('user', 'one'), ('assistant', 'one')]
-    assert not engine.cut_last_answer('nobody', 1)
+    assert not engine.cut_last_answer(1, 'nobody')
     assert _ask(engine, 'two', conversation_id='a').text == 'two'
 
 
@@ -369,13 +423,16 @@ def test_an_empty_raw_prompt_needs_a_tokenizer_with_a_first_token(make_engine):
 def test_seeds_give_the_same_tokens_and_none_gives_others(chat_model):
     engine = Engine.load(chat_model, device='cpu')
 
-    def tokens(seed):
+    def answer(seed):
         sampling = SamplingParams(temperature=2.0, seed=seed)
-        return _ask(engine, 'hi', sampling=sampling, max_new_tokens=20).token_ids
+        return _ask(engine, 'hi', sampling=sampling, max_new_tokens=20)
 
-    assert tokens(5) == tokens(5)
-    assert tokens(5) != tokens(6)
-    assert tokens(None) != tokens(None)
+    assert answer(5).token_ids == answer(5).token_ids != answer(6).token_ids
+    assert answer(5).seed == 5
+    drawn, other = answer(None), answer(None)
+    assert drawn.token_ids != other.token_ids
+    assert answer(drawn.seed).token_ids == drawn.token_ids
+    assert _ask(engine, 'hi', max_new_tokens=5).seed is None
 
 
 def test_a_real_model_answers_the_same_with_and_without_its_cache(chat_model):
@@ -403,6 +460,39 @@ def test_what_is_loaded_is_told(chat_model):
     assert (info.architecture, info.format, info.dtype) == ('llama', 'plain', 'float32')
     assert (info.vocab_size, info.max_seq_len, info.num_slots) == (261, 64, 2)
     assert info.weight_bytes == 4 * info.parameters
+
+
+def test_weights_and_cache_go_with_the_engine(chat_model):
+    engine = Engine.load(chat_model, device='cpu')
+    _ask(engine, 'hi', conversation_id='a', max_new_tokens=5)
+    parts = [weakref.ref(part) for part in (
+        engine, engine._runner, engine._runner._model, engine._runner._cache)]
+    gc.disable()
+    try:
+        del engine
+        return_memory()
+        assert [part() for part in parts] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_the_hash_of_a_model_follows_its_config_and_its_weights(tmp_path):
+    def hashed_model():
+        return Engine.load(tmp_path, device='cpu').info.model_hash
+
+    write_chat_model(tmp_path)
+    first = hashed_model()
+    assert len(first) == 64 and hashed_model() == first
+    config = tmp_path / 'config.json'
+    text = config.read_text()
+    config.write_text(f'{text} ')
+    assert hashed_model() != first
+    config.write_text(text)
+    assert hashed_model() == first
+    weights = load_file(tmp_path / 'model.safetensors')
+    weights['model.norm.weight'] += 1.0
+    save_file(weights, tmp_path / 'model.safetensors')
+    assert hashed_model() != first
 
 
 def test_a_model_without_a_template_continues_raw_text_only(tmp_path):
@@ -464,3 +554,26 @@ def test_weights_that_overflow_end_the_answer_with_an_error_and_free_the_engine(
 def test_a_context_longer_than_the_model_was_trained_for_is_refused(chat_model):
     with pytest.raises(ConfigError, match='max_seq_len: expected at most 512.* got 513'):
         Engine.load(chat_model, max_seq_len=513)
+
+
+def test_the_answer_that_is_cut_can_be_found_by_its_request(make_engine):
+    engine = make_engine()
+    for name in 'ab':
+        request = Request('hello there', conversation_id=name, request_id=f'of {name}')
+        list(engine.generate(request))
+    assert not engine.cut_last_answer(5, 'a', 'of b')
+    assert not engine.cut_last_answer(5, request_id='of c')
+    assert engine.cut_last_answer(5, request_id='of a')
+    assert [_history(engine, name)[-1][1] for name in 'ab'] == ['hello', 'hello there']
+    assert engine.cut_last_answer(3)
+    assert _history(engine, 'b')[-1][1] == 'hel'
+
+
+def test_after_an_interruption_the_cache_holds_what_was_heard(make_engine):
+    engine, request = make_engine(), Request('hello there', conversation_id='a')
+    request.heard_chars = 5
+    *_, last = engine.generate(request)
+    conversation, = engine.conversations
+    assert len(conversation.cached_ids) == last.result.prompt_tokens + 5
+    result = _ask(engine, 'and', conversation_id='a')
+    assert result.cached_tokens == last.result.prompt_tokens + 5

@@ -46,8 +46,8 @@ def model_of(path, group: int, int8: bool = False, **changes):
 
 
 def tokens_of(kind, model, kv_dtype=torch.float32, slot=1, sampling=None, count=40):
-    runner = kind(model, KVCache(model.config, 2, 64, kv_dtype, _CPU), _CPU, 3)
-    _, last = runner.prefill(_PROMPT, slot, 0)
+    runner = kind(model, KVCache(model.config, 2, 64, kv_dtype, _CPU), _CPU)
+    last = runner.prefill(_PROMPT, slot, 0)
     answer = runner.tokens(last, slot, len(_PROMPT), sampling or SamplingParams(), _PROMPT)
     return [next(answer) for _ in range(count)]
 
@@ -87,7 +87,7 @@ def test_a_model_with_a_part_that_has_no_kernel_runs_op_by_op(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     model = model_of(tmp_path, 8, hidden_size=40, intermediate_size=80)
     cache = KVCache(model.config, 1, 64, torch.float32, _CPU)
-    assert isinstance(make_runner(model, cache, _CPU, 8), ModelRunner)
+    assert isinstance(make_runner(model, cache, _CPU), ModelRunner)
     assert 'decoding op by op: linear: K = 40' in caplog.text
     assert len(tokens_of(ModelRunner, model)) == 40
 
@@ -95,7 +95,7 @@ def test_a_model_with_a_part_that_has_no_kernel_runs_op_by_op(tmp_path, caplog):
 def test_a_model_of_kernels_alone_is_recorded(tmp_path):
     model = model_of(tmp_path, 32)
     cache = KVCache(model.config, 1, 64, torch.float32, _CPU)
-    assert isinstance(make_runner(model, cache, _CPU, 8), GraphRunner)
+    assert isinstance(make_runner(model, cache, _CPU), GraphRunner)
 
 
 class _Busy:
@@ -136,32 +136,43 @@ def test_the_workers_and_the_caller_keep_to_their_processors():
 
 
 @pytest.mark.parametrize('kind', [GraphRunner, ModelRunner])
-@pytest.mark.parametrize('asked', [2, 3, 5])
-def test_a_prefill_that_was_interrupted_between_two_blocks_goes_on_where_it_was(
-        tmp_path, kind, asked):
+def test_a_prefill_that_was_interrupted_between_two_blocks_can_be_run_again(tmp_path, kind):
     model, calls = model_of(tmp_path, 0), []
-    runner = kind(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU, 3)
-    done, last = runner.prefill(_PROMPT, 0, 0, lambda: calls.append(1) or len(calls) == asked)
-    # A piece of three tokens asks before it begins and before each of two blocks.
-    assert (done, last) == (3 * (asked > 3), None)
-    _, last = runner.prefill(_PROMPT[done:], 0, done)
-    _, whole = kind(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU, 3).prefill(
-        _PROMPT, 0, 0)
-    assert torch.equal(last, whole)
+    runner = kind(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU)
+    assert runner.prefill(_PROMPT, 0, 0, lambda: calls.append(1) or len(calls) == 2) is None
+    fresh = kind(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU)
+    assert torch.equal(runner.prefill(_PROMPT, 0, 0), fresh.prefill(_PROMPT, 0, 0))
+
+
+@pytest.mark.parametrize('kind', [GraphRunner, ModelRunner])
+def test_answers_in_two_slots_do_not_see_each_other(tmp_path, kind):
+    model = model_of(tmp_path, 32)
+    sampling = [SamplingParams(temperature=1.5, seed=5), SamplingParams(repetition_penalty=1.3)]
+    alone = [tokens_of(kind, model, slot=slot, sampling=sampling[slot]) for slot in range(2)]
+    runner = kind(model, KVCache(model.config, 2, 64, torch.float32, _CPU), _CPU)
+    first, second = (
+        runner.tokens(runner.prefill(_PROMPT, slot, 0), slot, len(_PROMPT), sampling[slot],
+                      _PROMPT) for slot in range(2))
+    found = [[next(first)], []]
+    for turn in (1, 0, 1, 1, 0) * 7:
+        found[turn].append(next((first, second)[turn]))
+    second.close()
+    found[0] += [next(first) for _ in range(8)]
+    assert [tokens[:len(other)] for tokens, other in zip(alone, found)] == found
 
 
 def test_an_answer_that_was_interrupted_within_a_token_goes_on_where_it_was(tmp_path):
     model = model_of(tmp_path, 0)
     expected = tokens_of(ModelRunner, model, count=6)
-    runner = ModelRunner(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU, 3)
-    _, last = runner.prefill(_PROMPT, 0, 0)
+    runner = ModelRunner(model, KVCache(model.config, 1, 64, torch.float32, _CPU), _CPU)
+    last = runner.prefill(_PROMPT, 0, 0)
     calls = []
     answer = runner.tokens(last, 0, len(_PROMPT), SamplingParams(), _PROMPT,
                            lambda: calls.append(1) or len(calls) == 6)
     found = list(answer)
     # Two blocks ask for each token after the first: the third token's last block never ran.
     assert found == expected[:3]
-    _, last = runner.prefill(found[-1:], 0, len(_PROMPT) + 2)
+    last = runner.prefill(found[-1:], 0, len(_PROMPT) + 2)
     rest = runner.tokens(last, 0, len(_PROMPT) + 3, SamplingParams(), _PROMPT)
     assert [next(rest) for _ in range(3)] == expected[3:]
 

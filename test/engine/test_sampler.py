@@ -106,9 +106,16 @@ def test_one_seed_draws_the_same_tokens(seed):
     assert _draws(seed) == _draws(seed)
 
 
-def test_other_seeds_and_none_draw_others():
+def test_other_seeds_draw_others():
     assert _draws(1) != _draws(2)
-    assert _draws(None) != _draws(None)
+
+
+def test_a_seed_is_drawn_where_tokens_are_drawn_and_none_is_given():
+    drawn, other = (SamplingParams(temperature=1.0).seeded().seed for _ in range(2))
+    assert 0 <= drawn < 2**63 and drawn != other
+    assert SamplingParams(temperature=1.0, seed=7).seeded().seed == 7
+    assert SamplingParams(seed=7).seeded().seed == 7
+    assert SamplingParams().seeded().seed is None
 
 
 def test_a_sampler_leaves_the_seed_of_torch_alone():
@@ -116,7 +123,6 @@ def test_a_sampler_leaves_the_seed_of_torch_alone():
     expected = torch.rand(1)
     torch.manual_seed(3)
     _draws(1)
-    _draws(None)
     assert torch.rand(1) == expected
 
 

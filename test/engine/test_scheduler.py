@@ -18,7 +18,7 @@ import time
 
 import pytest
 
-from tinychat_ros.engine.request import Chunk, FinishReason, Request, Result
+from tinychat_ros.engine.request import Chunk, FinishReason, Policy, Request, Result
 from tinychat_ros.engine.scheduler import RequestState, Scheduler
 from tinychat_ros.errors import DuplicateRequestError, QueueFullError
 
@@ -181,7 +181,7 @@ def test_one_more_is_taken_while_nothing_is_served(engine):
 def test_who_will_not_wait_is_refused(scheduler, engine):
     ear = begin(scheduler)
     with pytest.raises(QueueFullError, match='expected an idle engine, got 1 requests'):
-        scheduler.submit(Request('a', request_id='impatient'), Ear(), only_if_idle=True)
+        submit(scheduler, 'impatient', policy=Policy.REJECT_IF_BUSY)
     engine.held.set()
     assert ear.reason == FinishReason.STOP
 
@@ -201,7 +201,8 @@ def test_who_hears_the_end_finds_the_engine_idle(scheduler, engine):
         def on_chunk(self, chunk):
             super().on_chunk(chunk)
             if chunk.final:
-                scheduler.submit(Request('c', request_id='next'), following, only_if_idle=True)
+                request = Request('c', request_id='next', policy=Policy.REJECT_IF_BUSY)
+                scheduler.submit(request, following)
 
     following = Ear()
     engine.held.set()

@@ -67,9 +67,9 @@ class OneByOne:
 def generated(model: LlamaModel, kv_dtype: torch.dtype) -> list[int]:
     device = torch.device('cuda')
     cache = KVCache(model.config, 2, MAX_SEQ_LEN, kv_dtype, device)
-    runner = GraphRunner(model, cache, device, prefill_chunk=64)
+    runner = GraphRunner(model, cache, device)
     prompt = list(range(70, 150))
-    _, last = runner.prefill(prompt, 1, 0)
+    last = runner.prefill(prompt, 1, 0)
     answer = runner.tokens(last, 1, len(prompt), SAMPLING, prompt)
     return [next(answer) for _ in range(TOKENS)]
 

@@ -22,14 +22,15 @@ import time
 from types import ModuleType
 from typing import Iterator
 
+from installation import install, LAUNCH_FILES
 import pytest
 from tiny_models import write_chat_model
 
 launch = pytest.importorskip('launch', reason='ROS launch is not installed')
 pytest.importorskip('launch_ros', reason='ROS launch is not installed')
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCH_FILE = ROOT / 'launch' / 'chat.launch.py'
+LAUNCH_FILE = LAUNCH_FILES / 'chat.launch.py'
+ROBOTS_FILE = LAUNCH_FILES / 'robots.launch.py'
 
 # What `ros2 launch` does.
 LAUNCH = """
@@ -43,13 +44,6 @@ service.include_launch_description(LaunchDescription([
 sys.exit(service.run())
 """
 
-NODE = f"""#!{sys.executable}
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from tinychat_ros.nodes.chat_node import main
-sys.exit(main())
-"""
-
 
 @pytest.fixture(scope='module')
 def launch_file() -> ModuleType:
@@ -59,30 +53,14 @@ def launch_file() -> ModuleType:
 
 
 @pytest.fixture
-def prefix(tmp_path: Path) -> Path:
-    """Return an installation of the source tree in which launch finds the package."""
-    share = tmp_path / 'share' / 'tinychat_ros'
-    index = tmp_path / 'share' / 'ament_index' / 'resource_index' / 'packages'
-    executables = tmp_path / 'lib' / 'tinychat_ros'
-    for folder in (share, index, executables):
-        folder.mkdir(parents=True)
-    (share / 'config').symlink_to(ROOT / 'config')
-    (index / 'tinychat_ros').touch()
-    (executables / 'chat_node').write_text(NODE)
-    (executables / 'chat_node').chmod(0o755)
-    return tmp_path
-
-
-@pytest.fixture
-def start(prefix: Path, ros_domain_id: int) -> Iterator:
+def start(tmp_path: Path, ros_domain_id: int) -> Iterator:
     """Return a function that launches with the given arguments; all end with the test."""
     processes = []
+    environment = {**os.environ, 'AMENT_PREFIX_PATH': install(tmp_path)}
 
     def launch_with(*arguments: str) -> subprocess.Popen:
-        paths = f'{prefix}:{os.environ.get("AMENT_PREFIX_PATH", "")}'
         processes.append(subprocess.Popen(
-            [sys.executable, '-c', LAUNCH, str(LAUNCH_FILE), *arguments],
-            env={**os.environ, 'AMENT_PREFIX_PATH': paths}))
+            [sys.executable, '-c', LAUNCH, str(LAUNCH_FILE), *arguments], env=environment))
         return processes[-1]
 
     yield launch_with
@@ -119,20 +97,39 @@ def test_every_argument_is_described(launch_file):
     arguments = {argument.name: argument for argument in
                  launch_file.generate_launch_description().get_launch_arguments()}
     assert set(arguments) == {
-        'model', 'device', 'namespace', 'node_name', 'params_file', 'log_level'}
+        'model', 'device', 'activations', 'num_threads', 'namespace', 'node_name', 'params_file',
+        'respawn', 'respawn_delay', 'log_level'}
     for argument in arguments.values():
         assert '.' in argument.description, argument.name
         assert argument.default_value is not None, argument.name
 
 
-@pytest.mark.parametrize('given', [{}, {'model': '7'}, {'device': 'cpu'},
-                                   {'model': 'models/chat', 'device': 'cuda'}])
+@pytest.mark.parametrize('given', [
+    {}, {'model': '7'}, {'device': 'cpu'}, {'model': 'models/chat', 'device': 'cuda'},
+    {'activations': 'fp16', 'num_threads': 2}])
 def test_only_what_is_given_overrides_the_parameter_file(launch_file, given):
     """An empty argument is none, and a name of digits stays a string."""
     context = launch.LaunchContext()
-    context.launch_configurations.update({'model': '', 'device': '', **given})
+    context.launch_configurations.update(
+        {**dict.fromkeys(launch_file.PARAMETERS, ''),
+         **{name: str(value) for name, value in given.items()}})
     parameters = launch_file.given_parameters(context)
     assert {name: value.evaluate(context) for name, value in parameters.items()} == given
+
+
+@pytest.mark.parametrize('robots, expected', [
+    ('alice', [{'namespace': 'alice'}]),
+    ('alice, bob', [{'namespace': 'alice'}, {'namespace': 'bob'}]),
+    ('[alice, {namespace: bob, num_threads: 1}]',
+     [{'namespace': 'alice'}, {'namespace': 'bob', 'num_threads': 1}]),
+])
+def test_robots_are_names_or_arguments(robots, expected):
+    """One set of arguments for each node."""
+    from launch.launch_description_sources import load_python_launch_file_as_module
+    robots_file = load_python_launch_file_as_module(str(ROBOTS_FILE))
+    assert robots_file.arguments_of_each(robots) == expected
+    with pytest.raises(ValueError, match='robots: expected names .* got'):
+        robots_file.arguments_of_each('{namespace: alice}')
 
 
 def test_an_unknown_log_level_is_refused(start):

@@ -30,10 +30,12 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
@@ -60,10 +62,14 @@ class NodeProcess:
     The node `tinychat` in a namespace of its own.
 
     :param folder: where its log goes.
+    :param fault: one of faulty_node.py; '' is none.
     :param parameters: by their ROS names; what is not named keeps its default.
     """
 
-    def __init__(self, folder: Path, **parameters: Any) -> None:
+    def __init__(self, folder: Path, fault: str = '', **parameters: Any) -> None:
+        self._program = ['-m', 'tinychat_ros.nodes.chat_node']
+        if fault:
+            self._program = [str(Path(__file__).with_name('faulty_node.py')), fault]
         self.namespace = f'/test_{uuid.uuid4().hex[:8]}'
         self._log = folder / f'{self.namespace[1:]}.log'
         self._parameters = parameters
@@ -73,7 +79,7 @@ class NodeProcess:
         """Start it, for the first time or again."""
         self._segments = _segments()
         given = [f'{name}:={_yaml(value)}' for name, value in self._parameters.items()]
-        command = [sys.executable, '-m', 'tinychat_ros.nodes.chat_node', '--ros-args',
+        command = [sys.executable, *self._program, '--ros-args',
                    '-r', f'__ns:={self.namespace}', *arguments]
         with open(self._log, 'a') as log:
             self._process = subprocess.Popen(
@@ -114,14 +120,11 @@ class NodeProcess:
         mapped = self.shared_memory()
         self._process.kill()
         self._process.wait()
-        for path in left_behind(mapped):
-            path.unlink(missing_ok=True)
-            Path(f'{path}_el').unlink(missing_ok=True)
+        remove_left_behind(mapped)
 
     def shared_memory(self) -> list[Path]:
         """Return the segments that came after its start and that it uses, of whomever they are."""
-        maps = Path(f'/proc/{self.pid}/maps').read_text()
-        return [path for path in _segments() - self._segments if str(path) in maps]
+        return [path for path in mapped_segments(self.pid) if path not in self._segments]
 
     def close(self) -> None:
         """End it, gently if it follows."""
@@ -273,6 +276,13 @@ class Client:
                                      f'{self._process.log[-3000:]}')
             self._executor.spin_once(timeout_sec=0.1)
 
+    def came(self, condition: Callable[[], bool], seconds: float = 2.0) -> bool:
+        """Take messages until the condition holds or the time is over; return whether it does."""
+        give_up = time.monotonic() + seconds
+        while not condition() and time.monotonic() < give_up:
+            self._executor.spin_once(timeout_sec=0.1)
+        return condition()
+
     def connect(self) -> Client:
         """Wait until every way there and back works; a running node must not be busy."""
         self.wait(self.generate.server_is_ready)
@@ -330,6 +340,12 @@ class Client:
     def lifecycle_state(self) -> str:
         """Return the label of the lifecycle state."""
         return self.call(GetState, 'get_state').current_state.label
+
+    def set_parameter(self, name: str, value: Any) -> str:
+        """Set a parameter of the node; return '' or the reason why it was refused."""
+        message = Parameter(name, value=value).to_parameter_msg()
+        result = self.call(SetParameters, 'set_parameters', parameters=[message]).results[0]
+        return '' if result.successful else result.reason
 
     def time_from_now(self, seconds: float) -> Time:
         """Return a time of the ROS clock, as a message."""
@@ -392,24 +408,18 @@ class Client:
         sent: list[str] = []
         while not answered():
             sent.append(self.send('knock', max_new_tokens=8))
-            self._came(answered)
+            self.came(answered)
         active = answers()[-1].responses[0].error_code != Response.MODEL_MISSING
         while active and not self._knock_at_the_action():
             pass
 
     def _knock_at_the_action(self) -> bool:
         goal, accepted = self._offer(make_prompt('knock', max_new_tokens=8), None)
-        if not self._came(accepted.done):
+        if not self.came(accepted.done):
             return False
         self._follow(goal, accepted)
         self.wait(lambda: goal.outcome is not None)
-        return self._came(lambda: goal.whole)
-
-    def _came(self, condition: Callable[[], bool], seconds: float = 2.0) -> bool:
-        give_up = time.monotonic() + seconds
-        while not condition() and time.monotonic() < give_up:
-            self._executor.spin_once(timeout_sec=0.1)
-        return condition()
+        return self.came(lambda: goal.whole)
 
 
 def make_prompt(text: str, sampling: Optional[dict[str, Any]] = None,
@@ -430,9 +440,22 @@ def _segments() -> set[Path]:
     return {path for path in SHARED_MEMORY.glob('fast*') if 'port' not in path.name}
 
 
+def mapped_segments(pid: int) -> list[Path]:
+    """Return the segments that a process uses, of whomever they are."""
+    maps = Path(f'/proc/{pid}/maps').read_text()
+    return [path for path in _segments() if str(path) in maps]
+
+
 def left_behind(segments: list[Path]) -> list[Path]:
     """Return those that are still there although their owner, who locks them, is gone."""
     return [path for path in segments if path.exists() and _lock_is_free(Path(f'{path}_el'))]
+
+
+def remove_left_behind(segments: list[Path]) -> None:
+    """Remove what a killed node could not."""
+    for path in left_behind(segments):
+        path.unlink(missing_ok=True)
+        Path(f'{path}_el').unlink(missing_ok=True)
 
 
 def _lock_is_free(path: Path) -> bool:

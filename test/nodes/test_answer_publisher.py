@@ -39,16 +39,16 @@ class Said:
         self.tokens, self.text, self.sentences = Topic(), Topic(), Topic()
         self.response, self.feedback, self.ended, self.begun = Topic(), [], [], []
         publishers = SimpleNamespace(
-            header=Header, tokens=self.tokens, text=self.text, response=self.response,
+            header=Header, tokens=self.tokens, text=self.text.append, response=self.response,
             sentence=self.sentences.append)
         self.listener = AnswerPublisher(
-            'id', 'talk', publishers, flush_s, lambda: self.begun.append(True),
+            'id', 'talk', 'a hash', publishers, flush_s, lambda: self.begun.append(True),
             self.ended.append, self.feedback.append)
 
 
-def last(text='', reason=FinishReason.STOP, token_ids=()):
+def last(text='', reason=FinishReason.STOP, token_ids=(), seed=None):
     return Chunk(text, token_ids, Result(text, (1, 2, 3), reason, prompt_tokens=9,
-                                         cached_tokens=4))
+                                         cached_tokens=4, seed=seed))
 
 
 def test_tokens_are_collected_between_the_first_and_the_last():
@@ -58,7 +58,8 @@ def test_tokens_are_collected_between_the_first_and_the_last():
         said.listener.on_chunk(chunk)
     assert [(c.seq, c.text, list(c.token_ids), c.final) for c in said.tokens] == [
         (0, 'Hello', [1, 2], False), (1, ' you.', [3, 4, 5], True)]
-    assert [message.data for message in said.text] == ['Hello', ' you.']
+    assert (said.listener.chunks, said.listener.coalesced) == (2, 3)
+    assert said.text == ['Hello', ' you.']
     assert [(s.text, s.final) for s in said.sentences] == [('Hello you.', True)]
 
 
@@ -73,6 +74,14 @@ def test_the_response_counts_and_comes_last():
     assert (response.prompt_tokens, response.cached_tokens, response.completion_tokens) == (
         9, 4, 3)
     assert 0 < response.time_to_first_token <= response.duration
+
+
+@pytest.mark.parametrize('seed, reported', [(7, 7), (0, 0), (None, -1)])
+def test_the_response_says_what_makes_the_answer_again(seed, reported):
+    said = Said()
+    said.listener.on_chunk(last(' you', seed=seed))
+    response, = said.response
+    assert (response.model_hash, response.seed) == ('a hash', reported)
 
 
 def test_a_zero_byte_is_replaced_since_a_ros_string_ends_there():

@@ -202,8 +202,20 @@ def count(client, text):
 def test_what_was_not_heard_of_a_finished_answer_is_cut_from_the_history(client, story_node):
     text = talk(client, 'a', ['Once upon a time'], 100)[0]
     interrupt(client, story_node, conversation_id='a', spoken_char_end=30)
+    # The next token ends behind the 30th character.
+    heard = ', there was a little girl'
+    assert text.startswith(f'{heard} named')
+    assert prompt_tokens_after(client, 'a') == count(client, f'Once upon a time{heard}x')
+
+
+@pytest.mark.parametrize('name, heard', [('{}', 25), ('', 25), ('another', 2000)])
+def test_the_voice_that_lags_behind_is_interrupted_by_its_request(client, story_node, name, heard):
+    request_id = client.send('Once upon a time', conversation_id='a', max_new_tokens=100)
+    client.wait(lambda: client.answer(request_id).whole)
+    text = client.answer(request_id).text
+    interrupt(client, story_node, request_id=name.format(request_id), spoken_char_end=25)
     assert prompt_tokens_after(client, 'a') == count(
-        client, 'Once upon a time' + text[:30] + 'x')
+        client, 'Once upon a time' + text[:heard] + 'x')
 
 
 def test_an_answer_of_which_nothing_was_heard_leaves_no_trace(client, story_node):

@@ -20,20 +20,11 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from node_process import (
     ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, INACTIVE_SHUTDOWN, UNCONFIGURED_SHUTDOWN)
 import pytest
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
 
 from tinychat_msgs.msg import Response, Status
 from tinychat_msgs.srv import CountTokens, GetModelInfo, ListConversations, ResetConversation
 
 QUICK = {'diagnostics.period_s': 0.2}
-
-
-def set_model(client, path):
-    """Set the parameter `model`."""
-    message = Parameter('model', value=str(path)).to_parameter_msg()
-    results = client.call(SetParameters, 'set_parameters', parameters=[message]).results
-    assert results[0].successful, results[0].reason
 
 
 def values(diagnostics):
@@ -86,7 +77,7 @@ def test_a_model_that_cannot_be_loaded_is_named_and_another_takes_its_place(
 
     assert not client.transit(CONFIGURE)
     assert client.lifecycle_state() == 'unconfigured'
-    set_model(client, story_model)
+    assert client.set_parameter('model', str(story_model)) == ''
     assert client.transit(CONFIGURE) and client.transit(ACTIVATE)
     client.ask('Once', max_new_tokens=10).check()
     goal = client.send_goal('Once', max_new_tokens=10)

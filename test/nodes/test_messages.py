@@ -18,6 +18,7 @@ import time
 import pytest
 
 from tinychat_msgs.msg import Prompt, SamplingParams as SamplingMessage
+from tinychat_ros.engine.request import Policy
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import InvalidRequestError
 from tinychat_ros.nodes.messages import to_request
@@ -46,6 +47,12 @@ def test_the_prompt_comes_before_the_node_and_the_node_before_the_checkpoint():
     assert made.sampling == SamplingParams(temperature=0.25, top_k=3, top_p=0.5, seed=5)
 
 
+def test_policies_have_the_numbers_of_the_messages():
+    for policy in Policy:
+        assert getattr(Prompt, policy.name) == policy
+        assert request(policy=policy, priority=255).policy is policy
+
+
 def test_a_deadline_is_moved_to_the_monotonic_clock():
     prompt = Prompt().deadline
     prompt.sec, prompt.nanosec = 102, 500000000
@@ -55,8 +62,7 @@ def test_a_deadline_is_moved_to_the_monotonic_clock():
 
 
 @pytest.mark.parametrize('fields, message', [
-    ({'policy': Prompt.PREEMPT}, 'PREEMPT'), ({'policy': Prompt.REPLACE}, 'REPLACE'),
-    ({'priority': 1}, 'priority'), ({'max_new_tokens': -1}, 'max_new_tokens'),
+    ({'policy': 4}, 'policy: expected 0 to 3'), ({'max_new_tokens': -1}, 'max_new_tokens'),
     ({'text': 'half of a \ud83e'}, 'text: expected valid Unicode'),
     ({'sampling': SamplingMessage(min_p=-3.0)}, 'sampling.min_p')])
 def test_what_cannot_be_served_is_refused_by_name(fields, message):

@@ -19,21 +19,14 @@ import sys
 from node_process import ROOT
 import pytest
 from rcl_interfaces.msg import ParameterType, ParameterValue
-from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
-from rclpy.parameter import Parameter, parameter_value_to_python
+from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
+from rclpy.parameter import parameter_value_to_python
 from std_msgs.msg import String
 import yaml
 
 from tinychat_ros.nodes.parameters import SPECS
 
 AT_LOAD = [spec.name for spec in SPECS if spec.at_load]
-
-
-def set_parameter(client, name, value):
-    """Set a parameter of the node; return '' or the reason why it was refused."""
-    message = Parameter(name, value=value).to_parameter_msg()
-    result = client.call(SetParameters, 'set_parameters', parameters=[message]).results[0]
-    return '' if result.successful else result.reason
 
 
 def get_parameter(client, name):
@@ -48,11 +41,11 @@ def changed(client):
 
     def change(name, value):
         before.setdefault(name, get_parameter(client, name))
-        assert set_parameter(client, name, value) == ''
+        assert client.set_parameter(name, value) == ''
 
     yield change
     for name, value in before.items():
-        assert set_parameter(client, name, parameter_value_to_python(value)) == ''
+        assert client.set_parameter(name, parameter_value_to_python(value)) == ''
 
 
 def test_every_parameter_is_described_with_its_unit_and_range(client):
@@ -91,7 +84,7 @@ def test_the_configuration_file_lists_every_parameter_with_its_default():
 @pytest.mark.parametrize('name', AT_LOAD)
 def test_what_is_read_at_load_cannot_change_while_a_model_is_loaded(client, name):
     value = parameter_value_to_python(get_parameter(client, name))
-    reason = set_parameter(client, name, value)
+    reason = client.set_parameter(name, value)
     assert reason.startswith(f'{name}: expected the node to be unconfigured')
 
 
@@ -103,12 +96,12 @@ def test_what_is_read_at_load_cannot_change_while_a_model_is_loaded(client, name
     ('stream.flush_ms', -1), ('autostart', False), ('diagnostics.period_s', 2.0)])
 def test_a_value_out_of_its_range_is_refused_with_the_reason(client, name, value):
     before = get_parameter(client, name)
-    assert len(set_parameter(client, name, value)) > 10
+    assert len(client.set_parameter(name, value)) > 10
     assert get_parameter(client, name) == before
 
 
 def test_a_value_of_another_type_is_refused(client):
-    assert 'type' in set_parameter(client, 'max_new_tokens', 'many').lower()
+    assert 'type' in client.set_parameter('max_new_tokens', 'many').lower()
     assert get_parameter(client, 'max_new_tokens') == ParameterValue(
         type=ParameterType.PARAMETER_INTEGER, integer_value=256)
 

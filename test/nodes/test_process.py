@@ -21,6 +21,7 @@ from node_process import left_behind
 import pytest
 
 from tinychat_msgs.msg import Response
+from tinychat_msgs.srv import ListConversations
 
 # The promise is one second. A machine that is busy with other tests gets more.
 BOUND_S = 3.0
@@ -79,6 +80,7 @@ def test_a_client_goes_on_with_a_node_that_was_killed_and_started_again(
     node = start_node(model=story_model, max_seq_len=2048)
     client = connect(node)
     before = client.ask('Once upon a time', conversation_id='a', max_new_tokens=30)
+    assert client.ask('Go on', conversation_id='a', max_new_tokens=5).response.turn == 2
     goal = client.send_goal('Once', request_id='lost', max_new_tokens=2000)
     client.wait(lambda: len(goal.chunks) >= 3)
     node.kill()
@@ -90,7 +92,10 @@ def test_a_client_goes_on_with_a_node_that_was_killed_and_started_again(
     after = client.ask('Once upon a time', conversation_id='a', max_new_tokens=30)
     after.check()
     assert after.text == before.text
-    assert after.response.cached_tokens == 0
+    # The conversation is told that it is new.
+    assert (after.response.turn, after.response.cached_tokens) == (1, 0)
+    listed, = client.call(ListConversations, 'list_conversations').conversations
+    assert (listed.conversation_id, listed.turns) == ('a', 1)
     again = client.send_goal('Once', max_new_tokens=30)
     client.wait(lambda: again.whole)
     assert again.status == GoalStatus.STATUS_SUCCEEDED

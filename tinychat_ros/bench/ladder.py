@@ -115,8 +115,8 @@ def product(config: ModelConfig, past: Tensor, tokens: int) -> Iterator[tuple[st
     model = LlamaModel(config, RandomWeights(device, past.dtype), max_seq_len, device)
     cache = filled_cache(config, past, max_seq_len)
     for name, runner_type in PRODUCT.items():
-        runner = runner_type(model, cache, device, prefill_chunk=1)
-        _, last = runner.prefill([_FIRST_TOKEN], 0, context)
+        runner = runner_type(model, cache, device)
+        last = runner.prefill([_FIRST_TOKEN], 0, context)
         answer = runner.tokens(last, 0, context + 1, SamplingParams(), [])
         yield name, _milliseconds(answer, tokens)
     # A step may still be under way, and the memory that it writes to goes back now.

@@ -89,7 +89,7 @@ def _prompt(subject: Subject, tokens: int) -> list[int]:
 
 
 def _first_token(subject: Subject) -> int:
-    _, last = subject.runner.prefill(_prompt(subject, _PROMPT_TOKENS), 0, 0)
+    last = subject.runner.prefill(_prompt(subject, _PROMPT_TOKENS), 0, 0)
     return next(subject.runner.tokens(last, 0, _PROMPT_TOKENS, SamplingParams(), ()))
 
 
@@ -116,7 +116,7 @@ def _decode(subject: Subject, context: int, effort: _Effort, bandwidth: Bandwidt
 
 def _token_seconds(subject: Subject, context: int, tokens: int) -> Iterator[float]:
     """Yield what each token of an answer took its reader."""
-    _, last = subject.runner.prefill([0], 0, context - 1)
+    last = subject.runner.prefill([0], 0, context - 1)
     answer = subject.runner.tokens(last, 0, context, SamplingParams(), ())
     for _ in range(_WARM_UP_TOKENS):
         next(answer)

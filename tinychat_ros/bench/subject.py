@@ -86,6 +86,6 @@ def _with_runner(model: LlamaModel, config: EngineConfig, max_seq_len: int,
                  begin: float) -> Subject:
     device, kv_dtype = config.torch_device(), config.torch_kv_dtype()
     cache = KVCache(model.config, 1, max_seq_len, kv_dtype, device)
-    runner = make_runner(model, cache, device, prefill_chunk=max_seq_len)
+    runner = make_runner(model, cache, device)
     cuda.synchronize(device)
     return Subject(model, cache, kv_dtype, runner, device, time.perf_counter() - begin)

@@ -27,6 +27,7 @@ from safetensors import safe_open, SafetensorError
 import torch
 from torch import Tensor
 
+from tinychat_ros.checkpoint.fingerprint import content_hash
 from tinychat_ros.errors import CheckpointError
 from tinychat_ros.models.config import ModelConfig, token_ids
 
@@ -73,6 +74,7 @@ class CheckpointReader:
         self._stack = ExitStack()
         self._files = {}
         self._shards = _shards(path)
+        self._content_hash = ''
         try:
             for shard in self._shards:
                 handle = self._stack.enter_context(open_tensors(shard))
@@ -96,6 +98,17 @@ class CheckpointReader:
         """Return the files that make the weights what they are."""
         described = (self.path / name for name in ('config.json', 'quant_config.json'))
         return [*self._shards, *(path for path in described if path.exists())]
+
+    @property
+    def content_hash(self) -> str:
+        """Return the SHA-256 of these files, which are read for it unless it is known already."""
+        if not self._content_hash:
+            self._content_hash = content_hash(self.source_files())
+        return self._content_hash
+
+    def know_content(self, content: str) -> None:
+        """Take a hash over from who knows that the files are what they were."""
+        self._content_hash = content
 
     def generation_config(self) -> dict[str, Any]:
         """Return generation_config.json, empty where there is none."""

@@ -29,7 +29,7 @@ from pathlib import Path
 import shutil
 from typing import Optional
 
-from tinychat_ros.checkpoint.fingerprint import content_hash, signature
+from tinychat_ros.checkpoint.fingerprint import signature
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.weight_file import (
     digest, PackedWeight, remove_leftovers, WeightFile, write)
@@ -57,7 +57,7 @@ class WeightCache:
         self.path = folder / f'{path.name[:40]}-{digest(os.fspath(path))[:16]}.safetensors'
         self._sources = reader.source_files()
         self._signature = signature(self._sources)
-        self._content = ''
+        self._reader = reader
         self._weights: dict[str, PackedWeight] = {}
         self._changed = False
         self._stack = ExitStack()
@@ -106,11 +106,10 @@ class WeightCache:
     def _open(self) -> WeightFile:
         file = WeightFile(self._stack.enter_context(open(self.path, 'rb')))
         if file.facts.files != self._signature:
-            self._content = content_hash(self._sources)
-            if file.facts.content != self._content:
+            if file.facts.content != self._reader.content_hash:
                 raise CheckpointError('the checkpoint has changed')
             self._changed = True
-        self._content = file.facts.content
+        self._reader.know_content(file.facts.content)
         return file
 
     def _give_up(self, reason: object) -> None:
@@ -125,7 +124,7 @@ class WeightCache:
         if free < size + LEAST_FREE_BYTES:
             raise OSError(f'they take {size >> 20} of {free >> 20} MiB, and '
                           f'{LEAST_FREE_BYTES >> 20} MiB are to stay free')
-        content = self._content or content_hash(self._sources)
+        content = self._reader.content_hash
         if signature(self._sources) != self._signature:
             raise OSError('the checkpoint has changed while it was read')
         write(self.path, self._weights, content, self._signature)

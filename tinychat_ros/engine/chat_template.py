@@ -46,6 +46,7 @@ class ChatTemplate:
         environment.globals['raise_exception'] = _raise_exception
         environment.globals['strftime_now'] = lambda pattern: datetime.now().strftime(pattern)
         self._special_tokens = special_tokens
+        self.source = source
         if not isinstance(source, str):
             raise ChatTemplateError('chat template: expected Jinja text, '
                                     f'got {type(source).__name__}')

@@ -21,6 +21,7 @@ import threading
 from typing import Iterator, Optional, Sequence
 
 from tinychat_ros.engine.request import Message, Request
+from tinychat_ros.errors import EngineBusyError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ class Conversation:
     :param system: the system prompt, '' for none.
     :param slot: its slot in the KV cache, None when it has none.
     :param cached_ids: the tokens whose keys and values lie in the slot, from position 0.
+    :param answered: id of the request that has the last answer.
+    :param token_ends: of the last answer, where the text of each token ends, in characters.
+    :param active: an answer is under way, which needs the slot.
     """
 
     conversation_id: str
@@ -43,6 +47,9 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     slot: Optional[int] = None
     cached_ids: list[int] = field(default_factory=list)
+    answered: str = ''
+    token_ends: Sequence[int] = ()
+    active: bool = False
 
     @property
     def turns(self) -> int:
@@ -58,7 +65,11 @@ class Conversation:
             messages.append(Message('user', request.text))
         return messages
 
-    def record(self, request: Request, answer: str) -> None:
+    def turn(self, request: Request) -> int:
+        """Return which of the user's messages a request brings, from 1."""
+        return sum(m.role == 'user' for m in self.with_request(request, ''))
+
+    def record(self, request: Request, answer: str, token_ends: Sequence[int] = ()) -> None:
         """Remember a turn; an answer of which nothing was said leaves no trace."""
         if not answer:
             return
@@ -66,6 +77,7 @@ class Conversation:
         if request.text:
             self.messages.append(Message('user', request.text))
         self.messages.append(Message('assistant', answer))
+        self.answered, self.token_ends = request.request_id, token_ends
 
     def _before(self, request: Request) -> tuple[str, list[Message]]:
         """Return the system prompt and the messages that the request's text follows."""
@@ -75,10 +87,15 @@ class Conversation:
         return request.system or system, messages
 
     def cut_last_answer(self, char_end: int) -> bool:
-        """Cut the last answer to its first characters; without any, the turn leaves no trace."""
+        """
+        Cut the last answer to the tokens that lie whole in its first characters.
+
+        Without any, the turn leaves no trace.
+        """
         if not self.messages or self.messages[-1].role != 'assistant':
             return False
-        answer = self.messages.pop().content[:char_end]
+        border = max((end for end in self.token_ends if end <= char_end), default=0)
+        answer = self.messages.pop().content[:border]
         if answer:
             self.messages.append(Message('assistant', answer))
         elif self.messages and self.messages[-1].role == 'user':
@@ -116,34 +133,61 @@ class ConversationStore:
         with self._lock:
             return conversation_id in self._conversations
 
-    def touch(self, conversation_id: str) -> Conversation:
-        """Return a conversation, made where there is none, as the most recently used."""
+    def get(self, conversation_id: str) -> Optional[Conversation]:
+        """Return a conversation, None where there is none."""
         with self._lock:
-            conversation = self._conversations.pop(conversation_id, None)
+            return self._conversations.get(conversation_id)
+
+    def begin(self, conversation_id: str) -> Conversation:
+        """
+        Return a conversation for an answer, made where there is none; :meth:`end` ends it.
+
+        Of the one without a name there may be several, since it remembers nothing.
+
+        :raises EngineBusyError: an answer of this conversation is under way.
+        """
+        with self._lock:
+            conversation = self._conversations.get(conversation_id)
+            if conversation is not None and conversation.active:
+                if conversation_id:
+                    raise EngineBusyError(f'conversation {conversation_id!r}: expected one answer '
+                                          'at a time, and one is under way')
+                return Conversation('', active=True)
             if conversation is None:
-                conversation = Conversation(conversation_id)
                 self._make_room()
+                conversation = Conversation(conversation_id)
+            self._conversations.pop(conversation_id, None)
             self._conversations[conversation_id] = conversation
+            conversation.active = True
             return conversation
 
     def give_slot(self, conversation: Conversation) -> int:
-        """Return the conversation's slot; take it from the least recently used if none is free."""
+        """
+        Return the slot of a conversation that has begun.
+
+        When none is free, the least recently used one without an answer under way gives its up.
+
+        :raises EngineBusyError: answers are under way in all slots.
+        """
         with self._lock:
-            if conversation.slot is not None:
-                return conversation.slot
-            if not self._free:
-                self._release(next(c for c in self if c.slot is not None))
-            # One that was removed meanwhile borrows a slot, since it could never give it back.
-            if self._conversations.get(conversation.conversation_id) is not conversation:
-                return self._free[-1]
-            conversation.slot = self._free.pop()
+            if conversation.slot is None:
+                if not self._free:
+                    self._release(self._least_used())
+                conversation.slot = self._free.pop()
             return conversation.slot
+
+    def end(self, conversation: Conversation) -> None:
+        """End an answer; a conversation that was forgotten meanwhile gives its slot back."""
+        with self._lock:
+            conversation.active = False
+            if self._conversations.get(conversation.conversation_id) is not conversation:
+                self._release(conversation)
 
     def remove(self, conversation_id: str) -> bool:
         """Forget a conversation and free its slot; False when there was none."""
         with self._lock:
             conversation = self._conversations.pop(conversation_id, None)
-            if conversation is not None:
+            if conversation is not None and not conversation.active:
                 self._release(conversation)
             return conversation is not None
 
@@ -155,10 +199,17 @@ class ConversationStore:
 
     def _make_room(self) -> None:
         if len(self._conversations) >= MAX_CONVERSATIONS:
-            oldest = next(iter(self._conversations))
+            oldest = next(c.conversation_id for c in self if not c.active)
             _LOGGER.warning('%d conversations are kept at most: forgetting %r',
                             MAX_CONVERSATIONS, oldest)
             self.remove(oldest)
+
+    def _least_used(self) -> Conversation:
+        for conversation in self:
+            if conversation.slot is not None and not conversation.active:
+                return conversation
+        raise EngineBusyError('engine: expected a free slot of the KV cache, and answers are '
+                              'under way in all of them')
 
     def _release(self, conversation: Conversation) -> None:
         if conversation.slot is not None:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 import threading
@@ -26,6 +27,7 @@ from tinychat_ros.checkpoint.loader import (
     check_memory, load_model, num_parameters, weight_bytes)
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.engine.answer import Answer
+from tinychat_ros.engine.chat_prompt import ChatPrompt
 from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_template
 from tinychat_ros.engine.config import ACTIVATIONS, EngineConfig
 from tinychat_ros.engine.conversation import Conversation, ConversationStore
@@ -35,17 +37,22 @@ from tinychat_ros.engine.request import (
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.engine.tokenizer import Tokenizer
 from tinychat_ros.errors import (
-    ChatTemplateError, EngineBusyError, InvalidRequestError, PromptTooLongError, TokenizerError)
+    ChatTemplateError, InvalidRequestError, PromptTooLongError, TokenizerError)
 from tinychat_ros.kernels import cpu
 from tinychat_ros.models.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What an engine has loaded; sizes in bytes, lengths in tokens."""
+    """
+    What an engine has loaded; sizes in bytes, lengths in tokens.
+
+    :param model_hash: SHA-256 of config.json and the weights, in hexadecimal.
+    """
 
     name: str
     path: str
+    model_hash: str
     architecture: str
     format: str
     parameters: int
@@ -59,7 +66,10 @@ class ModelInfo:
 
 class Engine:
     """
-    A loaded model that answers one request at a time.
+    A loaded model that answers requests.
+
+    Answers of several conversations may be under way at once, one in each slot: each goes on when
+    its next chunk is asked for, from whatever thread, while the others keep their slots.
 
     :raises TinychatError: the model cannot be loaded; see errors.py for the kinds.
     """
@@ -75,7 +85,7 @@ class Engine:
             check_memory(reader, dtype, config.torch_kv_dtype(), device, config.num_slots,
                          max_seq_len, config.budget())
             self.tokenizer = load_tokenizer(reader)
-            self._template = _load_template(config, self.tokenizer)
+            self._chat_prompt = _load_chat_prompt(config, self.tokenizer)
             self._stop_ids = _stop_ids(reader, self.tokenizer)
             self.default_sampling = SamplingParams.from_generation_config(
                 reader.generation_config())
@@ -84,14 +94,16 @@ class Engine:
                 config.lm_head_dtype, config.weight_cache_path)
             self.info = ModelInfo(
                 name=config.model_path.resolve().name, path=str(config.model_path),
+                model_hash=reader.content_hash,
                 architecture=shape.model_type, format=weight_format,
                 parameters=num_parameters(reader), weight_bytes=size,
                 vocab_size=shape.vocab_size, max_seq_len=max_seq_len, num_slots=config.num_slots,
                 device=str(device), dtype=str(dtype).removeprefix('torch.'))
         cache = KVCache(shape, config.num_slots, max_seq_len, config.torch_kv_dtype(), device)
-        self._runner = make_runner(model, cache, device, config.prefill_chunk)
+        self._runner = make_runner(model, cache, device)
         self._conversations = ConversationStore(config.num_slots)
-        self._busy = threading.Lock()
+        # Reentrant, since a generator that is collected closes in whatever thread that happens.
+        self._turn = threading.RLock()
 
     @classmethod
     def load(cls, model: Union[str, Path] = '', **options: Any) -> Engine:
@@ -103,6 +115,11 @@ class Engine:
         """Return the remembered conversations, the most recently used last."""
         return [c for c in self._conversations if c.conversation_id and c.messages]
 
+    @property
+    def cached_positions(self) -> int:
+        """Return how many positions of the KV cache hold a token, over all slots."""
+        return sum(len(conversation.cached_ids) for conversation in self._conversations)
+
     def generate(self, request: Request) -> Iterator[Chunk]:
         """
         Answer a request, chunk by chunk as the tokens come.
@@ -112,15 +129,19 @@ class Engine:
 
         :raises PromptTooLongError: the prompt does not fit the context.
         :raises ChatTemplateError: there is no template, or it refuses the messages.
-        :raises EngineBusyError: another answer is under way.
+        :raises EngineBusyError: an answer of this conversation is under way, or one in each slot.
         """
-        if not self._busy.acquire(blocking=False):
-            raise EngineBusyError('engine: expected one answer at a time, and one is under way')
+        chunks = self._generate(request)
         try:
-            with cpu.on_processors(self._config.processor_set()):
-                yield from self._generate(request)
+            while True:
+                with self._turn, cpu.on_processors(self._config.processor_set()):
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
         finally:
-            self._busy.release()
+            with self._turn:
+                chunks.close()
 
     def count_tokens(self, text: str, with_chat_template: bool = False) -> int:
         """Return how many tokens a text takes, as it is or as a conversation's first message."""
@@ -137,14 +158,29 @@ class Engine:
         """Forget every conversation. An answer under way is not recorded."""
         self._conversations.clear()
 
-    def cut_last_answer(self, conversation_id: str, char_end: int) -> bool:
-        """Cut the last answer to the characters that were heard; False without one."""
-        if conversation_id not in self._conversations:
-            return False
-        return self._conversations.touch(conversation_id).cut_last_answer(char_end)
+    def cut_last_answer(self, char_end: int, conversation_id: str = '',
+                        request_id: str = '') -> bool:
+        """
+        Cut the last answer of a conversation to the characters that were heard.
+
+        :param conversation_id: '' is the one that was used last.
+        :param request_id: whose answer it has to be; '' is any.
+        :returns: False when there is no such answer.
+        """
+        for conversation in reversed(self.conversations):
+            if (conversation_id in ('', conversation.conversation_id)
+                    and request_id in ('', conversation.answered)):
+                return conversation.cut_last_answer(char_end)
+        return False
 
     def _generate(self, request: Request) -> Iterator[Chunk]:
-        conversation = self._conversations.touch(request.conversation_id)
+        conversation = self._conversations.begin(request.conversation_id)
+        try:
+            yield from self._answer(request, conversation)
+        finally:
+            self._conversations.end(conversation)
+
+    def _answer(self, request: Request, conversation: Conversation) -> Iterator[Chunk]:
         prompt = self._prompt_ids(conversation, request)
         if len(prompt) >= self.info.max_seq_len:
             raise PromptTooLongError(len(prompt), self.info.max_seq_len)
@@ -154,22 +190,32 @@ class Engine:
         del conversation.cached_ids[cached:]
         limit = min(request.max_new_tokens or self.info.max_seq_len,
                     self.info.max_seq_len - len(prompt))
+        sampling = (request.sampling or self.default_sampling).seeded()
         answer = Answer(request, self.tokenizer, self._stop_ids, limit, len(prompt), cached,
+                        sampling.seed, 0 if request.raw else conversation.turn(request),
                         context=prompt if request.raw else ())
         try:
-            yield from self._run(request, conversation, slot, prompt, answer)
+            yield from self._run(request, conversation, slot, prompt, sampling, answer)
         finally:
+            text, tokens = answer.heard(request.heard_chars)
+            del conversation.cached_ids[len(prompt) + tokens:]
             if request.conversation_id and not request.raw:
-                conversation.record(request, answer.text[:request.heard_chars])
+                conversation.record(request, text, answer.token_ends[:tokens])
 
     def _run(self, request: Request, conversation: Conversation, slot: int, prompt: list[int],
-             answer: Answer) -> Iterator[Chunk]:
-        cached = conversation.cached_ids
-        waiting = prompt[len(cached):]
-        done, last = self._runner.prefill(waiting, slot, len(cached), request.interrupted)
-        cached += waiting[:done]
-        tokens = self._runner.tokens(last, slot, len(cached),
-                                     request.sampling or self.default_sampling, prompt,
+             sampling: SamplingParams, answer: Answer) -> Iterator[Chunk]:
+        cached, last = conversation.cached_ids, None
+        while last is None or len(cached) < len(prompt):
+            piece = prompt[len(cached):][:self._config.prefill_chunk]
+            last = self._runner.prefill(piece, slot, len(cached), request.paused)
+            if last is not None:
+                cached += piece
+            if request.interrupted():
+                yield answer.finish(request.interruption())
+                return
+            if last is None or len(cached) < len(prompt):
+                yield answer.chunk()
+        tokens = self._runner.tokens(last, slot, len(cached), sampling, prompt,
                                      request.interrupted)
         appended: list[int] = []
         while True:
@@ -198,11 +244,17 @@ class Engine:
         return ids
 
     def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        if self._template is None:
+        if self._chat_prompt is None:
             raise ChatTemplateError(
                 f'{self.info.path}: expected a chat template in tokenizer_config.json, and there '
                 'is none; give one as chat_template, or continue raw text')
-        return self.tokenizer.encode(self._template.render(messages), special=False)
+        return self._chat_prompt.encode(messages)
+
+
+def return_memory() -> None:
+    """Return to the system what engines that are gone held, and the allocators keep."""
+    torch.cuda.empty_cache()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_tokenizer(reader: CheckpointReader) -> Tokenizer:
@@ -219,12 +271,14 @@ def load_tokenizer(reader: CheckpointReader) -> Tokenizer:
     return tokenizer
 
 
-def _load_template(config: EngineConfig, tokenizer: Tokenizer) -> Optional[ChatTemplate]:
+def _load_chat_prompt(config: EngineConfig, tokenizer: Tokenizer) -> Optional[ChatPrompt]:
     if config.chat_template:
         source = read_template(Path(config.chat_template).expanduser())
     else:
         source = find_template(config.model_path, tokenizer.config)
-    return None if source is None else ChatTemplate(source, tokenizer.special_tokens)
+    if source is None:
+        return None
+    return ChatPrompt(ChatTemplate(source, tokenizer.special_tokens), tokenizer)
 
 
 def _stop_ids(reader: CheckpointReader, tokenizer: Tokenizer) -> frozenset[int]:

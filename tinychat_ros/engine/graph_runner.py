@@ -23,14 +23,13 @@ the tokens that it has read. Each token also lands in host memory, beside its nu
 from __future__ import annotations
 
 import logging
-import secrets
 import struct
 from typing import Callable, Iterator, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
 
-from tinychat_ros.engine.model_runner import in_pieces, ModelRunner
+from tinychat_ros.engine.model_runner import ModelRunner
 from tinychat_ros.engine.sampler import not_finite, SamplingParams
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import cpu, cuda, extension, ops
@@ -47,20 +46,24 @@ _RING_SIZE = 8
 _PARAMS = struct.Struct('<4fiII')
 
 
+class _Decode:
+    """An answer under way, with its memory where another answer has the device."""
+
+    saved: Sequence[Tensor] = ()
+
+
 class GraphRunner:
     """
     A model, its KV cache and the device they are on; the interface is that of ModelRunner.
 
-    :param prefill_chunk: tokens per piece of a prefill; between pieces it can be interrupted.
     :raises KernelError: a part of the step has no kernel, and cannot be recorded on the CPU.
     """
 
-    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device,
-                 prefill_chunk: int) -> None:
+    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device) -> None:
         self._model = model
         self._cache = cache
         self._device = device
-        self._prefill_chunk = prefill_chunk
+        self._current: Optional[_Decode] = None
         self._state = torch.zeros(4, dtype=torch.int32, device=device)
         self._params = torch.zeros(_PARAMS.size, dtype=torch.uint8, device=device)
         self._seen = torch.zeros(model.config.vocab_size, dtype=torch.uint8, device=device)
@@ -70,30 +73,32 @@ class GraphRunner:
         self._replay = (cuda if self._ahead else cpu).record(self._step)
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
-                interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
+                interrupted: Callable[[], bool] = lambda: False) -> Optional[Tensor]:
         """See ModelRunner.prefill; what it returns for :meth:`tokens` is [1, H]."""
-        def run(piece: Sequence[int], done: int) -> Optional[Tensor]:
-            ids = torch.tensor(piece, dtype=torch.int32).to(self._device)
-            x = self._model.hidden(ids, self._cache, slot, start + done, interrupted)
-            return None if x is None else x[-1:]
-
-        return in_pieces(token_ids, self._prefill_chunk, interrupted, run)
+        ids = torch.tensor(token_ids, dtype=torch.int32).to(self._device)
+        x = self._model.hidden(ids, self._cache, slot, start, interrupted)
+        return None if x is None else x[-1:]
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
                context: Sequence[int],
                interrupted: Callable[[], bool] = lambda: False) -> Iterator[int]:
         """See ModelRunner.tokens. One step more than was asked for may run, if there is room."""
-        self._begin(slot, position, sampling, context)
+        mine = self._begin(slot, position, sampling, context)
         self.sample(self._model.candidates(last))
         step = 0
-        while True:
-            # The step behind token `step`, whose place is position + step, runs as it is read.
-            if self._ahead and position + step < self._cache.max_seq_len:
-                self._replay()
-            yield self._read(step)
-            if not self._ahead and not self._replay(interrupted):
-                return
-            step += 1
+        try:
+            while True:
+                # The step behind token `step`, whose place is position + step, runs as it is read.
+                if self._ahead and position + step < self._cache.max_seq_len:
+                    self._replay()
+                yield self._read(step)
+                self._resume(mine)
+                if not self._ahead and not self._replay(interrupted):
+                    return
+                step += 1
+        finally:
+            if self._current is mine:
+                self._current = None
 
     def step_at(self, slot: int, position: int) -> Callable[[], None]:
         """Return what runs the recorded step, greedily: at a position, then at those behind it."""
@@ -105,12 +110,12 @@ class GraphRunner:
         ops.sample(self._state, candidates, self._params, self._seen, self._ring)
 
     def _begin(self, slot: int, position: int, sampling: SamplingParams,
-               context: Sequence[int]) -> None:
+               context: Sequence[int]) -> _Decode:
         """Prepare the device's memory for an answer."""
-        # A step that the last answer left behind must not write into this one's ring.
-        cuda.synchronize(self._device)
+        self._set_aside()
+        self._current = _Decode()
         self._ring.zero_()
-        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        seed = sampling.seed or 0
         params = _PARAMS.pack(sampling.temperature, sampling.top_p, sampling.min_p,
                               sampling.repetition_penalty, sampling.top_k,
                               seed & 0xffffffff, seed >> 32 & 0xffffffff)
@@ -121,6 +126,26 @@ class GraphRunner:
         if sampling.repetition_penalty != 1.0:
             seen = torch.tensor(sorted(set(context)), dtype=torch.int64)
             self._seen[seen.to(self._device)] = 1
+        return self._current
+
+    def _resume(self, decode: _Decode) -> None:
+        """Go on with an answer, where another one came between."""
+        if self._current is decode:
+            return
+        self._set_aside()
+        for tensor, saved in zip(self._memory(), decode.saved):
+            tensor.copy_(saved)
+        self._current = decode
+
+    def _set_aside(self) -> None:
+        # A step that the last answer left behind must not write into the next one's ring.
+        cuda.synchronize(self._device)
+        if self._current is not None:
+            self._current.saved = [tensor.clone() for tensor in self._memory()]
+
+    def _memory(self) -> tuple[Tensor, ...]:
+        """Return what belongs to one answer."""
+        return self._state, self._params, self._seen, self._ring
 
     def _step(self) -> None:
         """Run the token of the state and sample the next one, all on the device."""
@@ -142,17 +167,17 @@ class GraphRunner:
         return token
 
 
-def make_runner(model: LlamaModel, cache: KVCache, device: torch.device,
-                prefill_chunk: int) -> Union[ModelRunner, GraphRunner]:
+def make_runner(model: LlamaModel, cache: KVCache,
+                device: torch.device) -> Union[ModelRunner, GraphRunner]:
     """Return the runner for a model: with graphs, where kernels take all that needs a position."""
     refusal = cuda.refusal(device, model.dtype, model.config.head_dim)
     if not refusal:
-        return GraphRunner(model, cache, device, prefill_chunk)
+        return GraphRunner(model, cache, device)
     if device.type == 'cuda':
         _LOGGER.warning('decoding without CUDA graphs, slowly: %s', refusal)
     elif cpu.serves(model.dtype, device):
         try:
-            return GraphRunner(model, cache, device, prefill_chunk)
+            return GraphRunner(model, cache, device)
         except KernelError as error:
             _LOGGER.info('decoding op by op: %s', error)
-    return ModelRunner(model, cache, device, prefill_chunk)
+    return ModelRunner(model, cache, device)

@@ -29,26 +29,24 @@ class ModelRunner:
     """
     A model, its KV cache and the device they are on.
 
-    :param prefill_chunk: tokens per piece of a prefill; between pieces it can be interrupted.
+    Answers in several slots may be under way at once: each goes on when its next token is asked
+    for.
     """
 
-    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device,
-                 prefill_chunk: int) -> None:
+    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device) -> None:
         self._model = model
         self._cache = cache
         self._device = device
-        self._prefill_chunk = prefill_chunk
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
-                interrupted: Callable[[], bool] = lambda: False) -> tuple[int, Optional[Tensor]]:
+                interrupted: Callable[[], bool] = lambda: False) -> Optional[Tensor]:
         """
         Append tokens to a slot.
 
-        :returns: how many were appended, and what :meth:`tokens` takes; None when ``interrupted``
-            said so before they were through.
+        :param interrupted: asked between blocks.
+        :returns: what :meth:`tokens` takes; None when it was interrupted.
         """
-        return in_pieces(token_ids, self._prefill_chunk, interrupted, lambda piece, done:
-                         self._forward(piece, slot, start + done, interrupted))
+        return self._forward(token_ids, slot, start, interrupted)
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
                context: Sequence[int],
@@ -74,24 +72,3 @@ class ModelRunner:
         ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
         x = self._model.hidden(ids, self._cache, slot, start, interrupted)
         return None if x is None else self._model.logits(x[-1:])[0]
-
-
-def in_pieces(token_ids: Sequence[int], size: int, interrupted: Callable[[], bool],
-              run: Callable[[Sequence[int], int], Optional[Tensor]]
-              ) -> tuple[int, Optional[Tensor]]:
-    """
-    Run a prompt in pieces until it is interrupted.
-
-    :param run: (piece, tokens before it) to what stands for its last token, or to None.
-    :returns: how many tokens were run, and what stands for the last; None when not all were.
-    """
-    last, done = None, 0
-    while done < len(token_ids):
-        if interrupted():
-            return done, None
-        piece = token_ids[done:done + size]
-        last = run(piece, done)
-        if last is None:
-            return done, None
-        done += len(piece)
-    return done, last

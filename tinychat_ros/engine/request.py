@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-import threading
 import time
 from typing import Optional
 import uuid
@@ -25,6 +24,8 @@ import uuid
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import InvalidRequestError
 
+MAX_PRIORITY = 255
+_LOGGED_CHARS = 500
 ROLES = ('system', 'user', 'assistant', 'tool')
 
 
@@ -38,6 +39,15 @@ class FinishReason(IntEnum):
     CANCELED = 4
     PREEMPTED = 5
     ERROR = 6
+
+
+class Policy(IntEnum):
+    """What a request does to the one that is being answered, numbered as in the ROS messages."""
+
+    QUEUE = 0
+    PREEMPT = 1
+    REPLACE = 2
+    REJECT_IF_BUSY = 3
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,10 @@ class Request:
     :param stop: strings that end the answer and are not part of it.
     :param heard_chars: how much of an interrupted answer was heard, in characters, and goes into
         the history; None is all of it. May be set until the answer ends.
-    :param deadline: on the clock of time.monotonic(), in seconds.
+    :param deadline: on the clock of time.monotonic(), in seconds. An answer that comes to the end
+        of a sentence in the half second before it ends there.
+    :param priority: 0, the least urgent, to 255.
+    :param policy: see Scheduler.
     :raises InvalidRequestError: a field is out of its range.
     """
 
@@ -85,7 +98,10 @@ class Request:
     stop: tuple[str, ...] = ()
     deadline: Optional[float] = None
     heard_chars: Optional[int] = None
-    _canceled: threading.Event = field(default_factory=threading.Event, repr=False)
+    priority: int = 0
+    policy: Policy = Policy.QUEUE
+    _ended: FinishReason = field(default=FinishReason.NONE, repr=False)
+    _paused: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ('text', 'system', 'conversation_id', 'request_id'):
@@ -95,6 +111,9 @@ class Request:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InvalidRequestError(
                 f'max_new_tokens: expected 1 or more, got {self.max_new_tokens}')
+        if not 0 <= self.priority <= MAX_PRIORITY:
+            raise InvalidRequestError(
+                f'priority: expected 0 to {MAX_PRIORITY}, got {self.priority}')
         if isinstance(self.stop, str):
             raise InvalidRequestError(f'stop: expected a list of strings, got {self.stop!r}')
         for stop in self.stop:
@@ -102,18 +121,30 @@ class Request:
             if not stop:
                 raise InvalidRequestError('stop: expected strings, got an empty one')
 
-    def cancel(self) -> None:
+    def cancel(self, reason: FinishReason = FinishReason.CANCELED) -> None:
         """End the answer within one token; safe from any thread, at any time."""
-        self._canceled.set()
+        self._ended = self._ended or reason
+
+    def pause(self) -> None:
+        """Let a prefill give way at once, until :meth:`resume`; safe from any thread."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let the prefill go on."""
+        self._paused = False
+
+    def paused(self) -> bool:
+        """Say whether a prefill must stop for now, or for good."""
+        return self._paused or self.interrupted()
 
     def interrupted(self) -> bool:
         """Say whether the answer must end now."""
         return self.interruption() != FinishReason.NONE
 
     def interruption(self) -> FinishReason:
-        """Return CANCELED or DEADLINE when the answer must end now, else NONE."""
-        if self._canceled.is_set():
-            return FinishReason.CANCELED
+        """Return why the answer must end now: DEADLINE or what it was canceled with; or NONE."""
+        if self._ended:
+            return self._ended
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return FinishReason.DEADLINE
         return FinishReason.NONE
@@ -127,8 +158,10 @@ class Result:
     :param text: the chunks' texts joined.
     :param token_ids: every generated token, the one that ended the answer too.
     :param cached_tokens: how many of the prompt's tokens were already in the KV cache.
+    :param turn: which of the user's messages in the conversation was answered, from 1.
     :param time_to_first_token: seconds from the start of the prefill; None when there was none.
     :param duration: seconds from the start of the prefill to the end.
+    :param seed: what the tokens were drawn with; None where they are greedy without one.
     """
 
     text: str
@@ -138,6 +171,8 @@ class Result:
     cached_tokens: int = 0
     time_to_first_token: Optional[float] = None
     duration: float = 0.0
+    seed: Optional[int] = None
+    turn: int = 0
 
     @property
     def completion_tokens(self) -> int:
@@ -172,6 +207,11 @@ def decode_rate(completion_tokens: int, duration: float, time_to_first_token: fl
     """Return tokens per second, counted after the first token; 0 for fewer than two tokens."""
     seconds = duration - time_to_first_token
     return (completion_tokens - 1) / seconds if completion_tokens > 1 and seconds > 0 else 0.0
+
+
+def one_line(text: object) -> str:
+    """Return a text as a log may hold it: without line breaks and control characters, and cut."""
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:_LOGGED_CHARS])
 
 
 def check_unicode(name: str, text: str) -> None:

@@ -15,8 +15,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 import math
+import secrets
 from typing import Any, Mapping, Optional, Sequence
 
 import torch
@@ -48,7 +49,7 @@ class SamplingParams:
     :param min_p: drop tokens less probable than p times the best one; 0 drops none.
     :param repetition_penalty: divides positive and multiplies negative logits of tokens that were
         there before (Keskar et al., CTRL, 2019); 1 is none.
-    :param seed: same seed, same tokens; None draws a new seed.
+    :param seed: same seed, same tokens; None has the engine draw one for each answer.
     :raises InvalidRequestError: a value is out of its range.
     """
 
@@ -91,6 +92,12 @@ class SamplingParams:
         except InvalidRequestError as error:
             raise CheckpointError(f'generation_config.json: {error}') from None
 
+    def seeded(self) -> SamplingParams:
+        """Return these with a seed: a fresh one where tokens are drawn and none is given."""
+        if self.seed is not None or self.temperature == 0.0:
+            return self
+        return replace(self, seed=secrets.randbits(63))
+
 
 class Sampler:
     """
@@ -103,10 +110,7 @@ class Sampler:
         self._params = params
         self._seen = set(context) if params.repetition_penalty != 1.0 else None
         self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
+        self._generator.manual_seed(params.seed or 0)
 
     def sample(self, logits: Tensor) -> int:
         """

@@ -28,6 +28,17 @@ _ABBREVIATION = re.compile(
     r'|\bNo\.\s+\d|\b[ap]\.m\.\s+[a-z])$')
 
 
+def ends_sentence(text: str) -> bool:
+    """Say whether a text ends with a whole sentence, as far as can be told without the next."""
+    text = text.rstrip()
+    # A number may go on behind its point.
+    if re.search(r'\d\.$', text):
+        return False
+    ahead = f'{text} X'
+    return (any(match.end() == len(text) + 1 for match in _END.finditer(ahead))
+            and not _ABBREVIATION.search(ahead))
+
+
 @dataclass(frozen=True)
 class Sentence:
     """

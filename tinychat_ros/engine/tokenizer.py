@@ -26,6 +26,9 @@ import tokenizers
 from tinychat_ros.errors import TokenizerError
 
 _REPLACEMENT = '\ufffd'
+# Divides a text and has no token of its own: a token whose letters stand on both sides of it is
+# not read. A noncharacter of Unicode, which no text may interchange.
+BREAK = '\ufdd0'
 # A UTF-8 character has at most 4 bytes, so that at most 3 can be waiting for the last.
 _MOST_WAITING = 3
 # Tokens in a row that never end on a whole character: these are no text, and waiting ends.
@@ -35,6 +38,7 @@ _LONGEST_WINDOW = 64
 class _Backend(Protocol):
     vocab_size: int
     adds_bos: bool
+    added_tokens: dict[str, bool]
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Return ids, with what the tokenizer puts around a text if ``special``."""
@@ -59,11 +63,16 @@ class _FastBackend:
         self._tokenizer = tokenizer = _match_as_written(tokenizer)
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.added_tokens = {token.content: token.special for token in added}
+        tokenizer.add_special_tokens([tokenizers.AddedToken(BREAK, normalized=False)])
+        self._break_id = tokenizer.token_to_id(BREAK)
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = {index for index, token in added.items() if token.special}
 
     def encode(self, text: str, special: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=special).ids
+        ids = self._tokenizer.encode(text, add_special_tokens=special).ids
+        return [i for i in ids if i != self._break_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -92,6 +101,7 @@ class _SentencePieceBackend:
         controls = (i for i in range(processor.vocab_size()) if processor.is_control(i))
         self._special = {processor.id_to_piece(i): i for i in controls} | added_tokens
         self._special_ids = set(self._special.values())
+        self.added_tokens = dict.fromkeys(self._special, True)
         longest_first = sorted(self._special, key=len, reverse=True)
         # Without any, a pattern that matches nowhere: an empty one would match everywhere.
         self._cut = re.compile('(' + ('|'.join(map(re.escape, longest_first)) or '(?!)') + ')')
@@ -99,7 +109,7 @@ class _SentencePieceBackend:
 
     def encode(self, text: str, special: bool) -> list[int]:
         ids: list[int] = []
-        for part in self._cut.split(text):
+        for part in (p for span in text.split(BREAK) for p in self._cut.split(span)):
             ids += [self._special[part]] if part in self._special else self._processor.encode(part)
         return ids
 
@@ -121,12 +131,16 @@ class Tokenizer:
     Text to token ids and back.
 
     :param config: tokenizer_config.json; ``special_tokens`` are read from it for chat templates.
+
+    ``added_tokens`` are those that count as themselves wherever a text spells them, and whether
+    they are special.
     """
 
     def __init__(self, backend: _Backend, config: dict[str, Any]) -> None:
         self._backend = backend
         self.config = config
         self.vocab_size = backend.vocab_size
+        self.added_tokens = backend.added_tokens
         self.special_tokens = {
             name: text for name in ('bos_token', 'eos_token', 'unk_token', 'pad_token')
             if (text := _token_text(config.get(name)))}
@@ -152,6 +166,8 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """
         Return the ids of a text; tokens such as ``<|im_end|>`` written in it count as themselves.
+
+        A BREAK inside of such a token makes it text.
 
         :param special: put around it what the tokenizer puts around a text, such as BOS.
         """

@@ -18,8 +18,6 @@ from __future__ import annotations
 import time
 from typing import Callable, Optional
 
-from std_msgs.msg import String
-
 from tinychat_ros.engine.request import Chunk, FinishReason
 from tinychat_ros.engine.scheduler import RequestState
 from tinychat_ros.engine.sentences import Sentence as SentenceText, SentenceSplitter
@@ -27,22 +25,28 @@ from tinychat_ros.errors import DuplicateRequestError
 from tinychat_ros.nodes.messages import error_code, Generate, Response, Sentence, TokenChunk
 from tinychat_ros.nodes.publishers import Publishers
 
+_NO_SEED = -1
+
 
 class AnswerPublisher:
     """
     Turns what the engine says of one request into messages.
 
+    :param model_hash: of the model that answers, '' for none.
     :param flush_s: tokens are collected for at most this long, in seconds; the first and the last
         are published at once.
     :param on_begin: called when the engine begins to serve the request.
-    :param on_end: called once with the Response, after it was published.
+    :param on_end: called once with the Response, after it was published. By then ``chunks`` and
+        ``coalesced`` count the messages and the tokens that went in the message of one before.
     :param on_feedback: called with the action's feedback; None for requests from topics.
     """
 
-    def __init__(self, request_id: str, conversation_id: str, publishers: Publishers,
-                 flush_s: float, on_begin: Callable[[], None], on_end: Callable[[Response], None],
+    def __init__(self, request_id: str, conversation_id: str, model_hash: str,
+                 publishers: Publishers, flush_s: float, on_begin: Callable[[], None],
+                 on_end: Callable[[Response], None],
                  on_feedback: Optional[Callable[[Generate.Feedback], None]] = None) -> None:
         self._ids = {'request_id': request_id, 'conversation_id': conversation_id}
+        self._model_hash = model_hash
         self._publishers = publishers
         self._flush_s = flush_s
         self._on_begin = on_begin
@@ -52,7 +56,8 @@ class AnswerPublisher:
         self._arrival = time.monotonic()
         self._first_token = 0.0
         self._published_at: Optional[float] = None
-        self._seq = 0
+        self.chunks = 0
+        self.coalesced = 0
         self._text = ''
         self._token_ids: list[int] = []
         self._published_text = ''
@@ -61,6 +66,8 @@ class AnswerPublisher:
         """Send feedback without tokens when an action's goal waits or begins."""
         if state == RequestState.PREFILL:
             self._on_begin()
+        if state == RequestState.QUEUED and (self._text or self._token_ids):
+            self._publish(self._chunk_message())  # The answer is paused, maybe for long.
         if self._on_feedback and state != RequestState.DECODE:
             self._on_feedback(Generate.Feedback(
                 chunk=self._chunk_message(), state=int(state), queue_position=queue_position))
@@ -77,7 +84,8 @@ class AnswerPublisher:
                 finish_reason=int(chunk.result.finish_reason),
                 prompt_tokens=chunk.result.prompt_tokens,
                 cached_tokens=chunk.result.cached_tokens,
-                completion_tokens=chunk.result.completion_tokens))
+                completion_tokens=chunk.result.completion_tokens, turn=chunk.result.turn,
+                seed=_NO_SEED if chunk.result.seed is None else chunk.result.seed))
         elif self._due():
             self._publish(self._chunk_message())
 
@@ -99,7 +107,7 @@ class AnswerPublisher:
 
     def _chunk_message(self) -> TokenChunk:
         return TokenChunk(
-            header=self._publishers.header(), **self._ids, seq=self._seq, text=self._text,
+            header=self._publishers.header(), **self._ids, seq=self.chunks, text=self._text,
             token_ids=self._token_ids)
 
     def _publish(self, chunk: TokenChunk) -> None:
@@ -107,18 +115,19 @@ class AnswerPublisher:
         if self._on_feedback:
             self._on_feedback(Generate.Feedback(chunk=chunk, state=int(RequestState.DECODE)))
         if self._text:
-            self._publishers.text.publish(String(data=self._text))
+            self._publishers.text(self._text)
         for sentence in self._sentences.push(self._text):
             self._publish_sentence(sentence)
         self._published_text += self._text
         self._published_at = time.monotonic()
-        self._seq += 1
+        self.chunks += 1
+        self.coalesced += max(len(chunk.token_ids) - 1, 0)
         self._text, self._token_ids = '', []
 
     def _response(self, **fields: object) -> Response:
         return Response(
             header=self._publishers.header(), **self._ids,
-            text=self._published_text + self._text,
+            text=self._published_text + self._text, model_hash=self._model_hash,
             time_to_first_token=self._first_token, duration=time.monotonic() - self._arrival,
             **fields)
 

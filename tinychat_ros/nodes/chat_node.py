@@ -28,13 +28,14 @@ from rclpy.qos import QoSProfile
 from rclpy.task import Future
 from std_msgs.msg import String
 
-from tinychat_ros.engine.engine import Engine
-from tinychat_ros.engine.request import check_unicode, Request
+from tinychat_ros.engine.engine import Engine, return_memory
+from tinychat_ros.engine.request import check_unicode, one_line, Request
 from tinychat_ros.engine.scheduler import Scheduler
 from tinychat_ros.errors import ModelMissingError, TinychatError
 from tinychat_ros.nodes import parameters
 from tinychat_ros.nodes.answer_publisher import AnswerPublisher
 from tinychat_ros.nodes.diagnostics import diagnostic_status, Statistics
+from tinychat_ros.nodes.input_limits import answerable, check_bytes, check_id, check_prompt
 from tinychat_ros.nodes.lifecycle import answer_impossible_transitions
 from tinychat_ros.nodes.messages import (
     conversation_info, CountTokens, fill_model_info, Generate, GetModelInfo,
@@ -115,7 +116,9 @@ class ChatNode(LifecycleNode):
         """Start to serve requests."""
         self._statistics = Statistics()
         self._scheduler = Scheduler(
-            self._engine.generate, parameters.value(self, 'queue_capacity'))
+            self._engine.generate, parameters.value(self, 'queue_capacity'),
+            max_paused=self._engine.info.num_slots - 1,
+            ageing_s=parameters.value(self, 'priority_ageing_s'))
         return self._entered('active')
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -126,6 +129,7 @@ class ChatNode(LifecycleNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Give the model's memory back."""
         self._engine = None
+        return_memory()
         return self._entered('unconfigured')
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -146,16 +150,18 @@ class ChatNode(LifecycleNode):
     def _interrupt_callback(self, interrupt: Interrupt) -> None:
         if self._engine is None or self._scheduler is None:
             return
-        self.get_logger().info(f'interrupt: {interrupt.reason or "no reason given"}')
+        self.get_logger().info(f'interrupt: {one_line(interrupt.reason) or "no reason given"}')
         heard = interrupt.spoken_char_end if interrupt.spoken_char_end >= 0 else None
-        running = self._scheduler.running
-        if running is not None and _is_meant(interrupt, running):
-            running.heard_chars = heard
-            self._scheduler.cancel(running.request_id)
-        elif interrupt.request_id and self._scheduler.cancel(interrupt.request_id):
-            pass  # it was still waiting: nothing of it was heard
-        elif heard is not None:
-            self._engine.cut_last_answer(interrupt.conversation_id, heard)
+        for request in self._scheduler.begun:
+            if _is_meant(interrupt, request):
+                request.heard_chars = heard
+                if self._scheduler.cancel(request.request_id):
+                    return
+        if interrupt.request_id and self._scheduler.cancel(interrupt.request_id):
+            return  # it was still waiting: nothing of it was heard
+        if heard is not None:
+            # A voice lags behind: what it was still saying has been answered long before.
+            self._engine.cut_last_answer(heard, interrupt.conversation_id, interrupt.request_id)
 
     # The action.
 
@@ -203,6 +209,11 @@ class ChatNode(LifecycleNode):
             response: ResetConversation.Response) -> ResetConversation.Response:
         if self._engine is None:
             return self._refuse(response)
+        try:
+            check_id('conversation_id', request.conversation_id)
+        except TinychatError as error:
+            response.message = str(error)
+            return response
         if self._scheduler is not None:
             self._scheduler.cancel(conversation_id=request.conversation_id)
         if not request.conversation_id:
@@ -233,6 +244,7 @@ class ChatNode(LifecycleNode):
         if self._engine is None:
             return self._refuse(response)
         try:
+            check_bytes('text', request.text, parameters.value(self, 'max_text_bytes'))
             check_unicode('text', request.text)
             response.tokens = self._engine.count_tokens(request.text, request.with_chat_template)
         except TinychatError as error:
@@ -255,9 +267,8 @@ class ChatNode(LifecycleNode):
 
     def _diagnostics_callback(self) -> None:
         status = diagnostic_status(
-            self.get_fully_qualified_name(), self._lifecycle_state, self._problem,
-            self._engine.info if self._engine else None,
-            self._scheduler.queue_length if self._scheduler else 0, self._statistics)
+            self.get_fully_qualified_name(), self._lifecycle_state, self._problem, self._engine,
+            self._scheduler, self._statistics, lambda name: parameters.value(self, name))
         self._outputs.diagnostics.publish(
             DiagnosticArray(header=self._outputs.header(), status=[status]))
 
@@ -267,9 +278,13 @@ class ChatNode(LifecycleNode):
         self.create_subscription(String, '~/prompt', self._prompt_callback, _INPUT_DEPTH)
         self.create_subscription(Prompt, '~/request', self._request_callback, _INPUT_DEPTH)
         self.create_subscription(Interrupt, '~/interrupt', self._interrupt_callback, 10)
+        # Of ten, the default, a goal or its acceptance may be lost when several clients send many.
+        services = QoSProfile(depth=_INPUT_DEPTH)
         self._action_server = ActionServer(
             self, Generate, '~/generate', execute_callback=self._execute_callback,
             goal_callback=self._goal_callback, cancel_callback=self._cancel_callback,
+            goal_service_qos_profile=services, cancel_service_qos_profile=services,
+            result_service_qos_profile=services,
             feedback_pub_qos_profile=QoSProfile(depth=TOKENS_DEPTH),
             result_timeout=parameters.value(self, 'action.result_timeout_s'))
         for service_type, name, callback in (
@@ -286,21 +301,22 @@ class ChatNode(LifecycleNode):
         """Put a prompt into the queue; when it cannot be served, answer with the reason."""
         def ended(response: Response) -> None:
             with self._status_lock:
-                self._statistics.count(response)
+                self._statistics.count(response, listener.chunks, listener.coalesced)
             self._publish_status()
             if on_end:
                 on_end(response)
 
+        request_id = answerable(prompt.request_id or request_id)
         listener = AnswerPublisher(
-            prompt.request_id or request_id, prompt.conversation_id, self._outputs,
+            request_id, answerable(prompt.conversation_id),
+            self._engine.info.model_hash if self._engine else '', self._outputs,
             parameters.value(self, 'stream.flush_ms') / 1000, self._publish_status, ended,
             on_feedback)
         try:
             request = self._to_request(prompt, request_id)
-            self._scheduler.submit(request, listener,
-                                   only_if_idle=prompt.policy == Prompt.REJECT_IF_BUSY)
+            self._scheduler.submit(request, listener)
         except Exception as error:
-            self.get_logger().warning(f'request {prompt.request_id or request_id}: {error}')
+            self.get_logger().warning(f'request {request_id}: {one_line(error)}')
             listener.on_error(error)
             return None
         self._publish_status()
@@ -309,6 +325,9 @@ class ChatNode(LifecycleNode):
     def _to_request(self, prompt: Prompt, request_id: str) -> Request:
         if self._scheduler is None:
             raise ModelMissingError(f'{_NOT_ACTIVE}, got {self._problem or self._lifecycle_state}')
+        # Before anything else: an error would end the chunks of the other under this id.
+        self._scheduler.check_id(request_id)
+        check_prompt(prompt, parameters.value(self, 'max_text_bytes'))
         return to_request(
             prompt, request_id, parameters.value(self, 'max_new_tokens'),
             parameters.sampling(self), self._engine.default_sampling,
@@ -346,9 +365,9 @@ class ChatNode(LifecycleNode):
             requests_served=self._statistics.served, requests_failed=self._statistics.failed)
 
 
-def _is_meant(interrupt: Interrupt, running: Request) -> bool:
-    return (interrupt.request_id in ('', running.request_id)
-            and interrupt.conversation_id in ('', running.conversation_id))
+def _is_meant(interrupt: Interrupt, request: Request) -> bool:
+    return (interrupt.request_id in ('', request.request_id)
+            and interrupt.conversation_id in ('', request.conversation_id))
 
 
 def main() -> None:

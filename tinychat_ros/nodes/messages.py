@@ -24,7 +24,7 @@ from builtin_interfaces.msg import Time
 
 from tinychat_ros.engine.conversation import Conversation
 from tinychat_ros.engine.engine import ModelInfo
-from tinychat_ros.engine.request import Message, Request
+from tinychat_ros.engine.request import Message, Policy, Request
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import (
     ChatTemplateError, InvalidRequestError, ModelMissingError, OutOfMemoryError,
@@ -50,10 +50,6 @@ __all__ = [
     'TokenChunk', 'conversation_info', 'error_code', 'fill_model_info', 'to_request',
 ]
 
-_POLICIES = {Prompt.QUEUE: 'QUEUE', Prompt.PREEMPT: 'PREEMPT', Prompt.REPLACE: 'REPLACE',
-             Prompt.REJECT_IF_BUSY: 'REJECT_IF_BUSY'}
-_BUILT_POLICIES = (Prompt.QUEUE, Prompt.REJECT_IF_BUSY)
-
 # Looked up from the top: a kind stands before the kinds that it is one of.
 _ERROR_CODES = (
     (PromptTooLongError, Response.PROMPT_TOO_LONG),
@@ -76,9 +72,12 @@ def to_request(prompt: Prompt, request_id: str, max_new_tokens: int,
     :param overrides: sampling parameters of the node, before those of the prompt.
     :param default: sampling parameters of the checkpoint.
     :param now: the node's clock, in seconds, against which the deadline counts.
-    :raises InvalidRequestError: a field is out of its range, or its meaning is not built.
+    :raises InvalidRequestError: a field is out of its range.
     """
-    _check_scheduling(prompt)
+    if prompt.policy not in set(Policy):
+        raise InvalidRequestError(
+            f"policy: expected 0 to {max(Policy)}, one of {', '.join(p.name for p in Policy)}, "
+            f'got {prompt.policy}')
     if prompt.max_new_tokens < 0:
         raise InvalidRequestError(
             f'max_new_tokens: expected 0 (the default) or more, got {prompt.max_new_tokens}')
@@ -88,7 +87,8 @@ def to_request(prompt: Prompt, request_id: str, max_new_tokens: int,
         request_id=prompt.request_id or request_id, stop=tuple(prompt.stop),
         max_new_tokens=prompt.max_new_tokens or max_new_tokens,
         sampling=replace(default, **{**overrides, **_sampling(prompt)}),
-        deadline=_deadline(prompt.deadline, now))
+        deadline=_deadline(prompt.deadline, now), priority=prompt.priority,
+        policy=Policy(prompt.policy))
 
 
 def error_code(error: Exception) -> int:
@@ -96,8 +96,9 @@ def error_code(error: Exception) -> int:
     for kind, code in _ERROR_CODES:
         if isinstance(error, kind):
             return code
-    # torch names its own: 'CUDA out of memory' is a RuntimeError of this class name.
-    if type(error).__name__ == 'OutOfMemoryError':
+    # torch names its own: 'CUDA out of memory' is a RuntimeError of this class name, and what the
+    # CPU lacks one that only says so.
+    if type(error).__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error):
         return Response.OUT_OF_MEMORY
     return Response.INTERNAL
 
@@ -111,22 +112,11 @@ def conversation_info(conversation: Conversation, busy: bool) -> ConversationInf
 
 def fill_model_info(response: GetModelInfo.Response, info: ModelInfo) -> GetModelInfo.Response:
     """Copy what the engine says of its model into a response."""
-    for name in ('name', 'path', 'architecture', 'format', 'parameters', 'weight_bytes',
-                 'max_seq_len', 'vocab_size', 'device', 'dtype', 'num_slots'):
+    for name in ('name', 'path', 'model_hash', 'architecture', 'format', 'parameters',
+                 'weight_bytes', 'max_seq_len', 'vocab_size', 'device', 'dtype', 'num_slots'):
         setattr(response, name, getattr(info, name))
     response.success = True
     return response
-
-
-def _check_scheduling(prompt: Prompt) -> None:
-    if prompt.policy not in _BUILT_POLICIES:
-        built = ', '.join(_POLICIES[policy] for policy in _BUILT_POLICIES)
-        name = _POLICIES.get(prompt.policy, 'an unknown one')
-        raise InvalidRequestError(
-            f'policy: expected one that is built ({built}), got {prompt.policy} ({name})')
-    if prompt.priority:
-        raise InvalidRequestError('priority: expected 0, since requests are served in the order '
-                                  f'in which they come, got {prompt.priority}')
 
 
 def _sampling(prompt: Prompt) -> dict[str, Any]:

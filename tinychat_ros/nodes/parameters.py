@@ -26,6 +26,7 @@ from rclpy.parameter import Parameter
 from tinychat_ros.engine.config import EngineConfig
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import TinychatError
+from tinychat_ros.nodes.input_limits import check_id
 
 _INT_MAX = 2**31 - 1
 
@@ -87,13 +88,31 @@ SPECS = (
          at_load=True),
     Spec('system_prompt', '', 'For conversations that bring none.', at_load=True),
     Spec('queue_capacity', 16, 'Requests that may wait.', at_load=True, span=(1, 10000)),
+    Spec('priority_ageing_s', 1.0, 'A request that waits this long becomes more urgent by one '
+         'step of its priority [s].', at_load=True, span=(0.001, 86400.0)),
     Spec('autostart', True, 'Configure and activate on start.', read_only=True),
-    Spec('action.result_timeout_s', 60.0, 'How long an action result can be fetched [s].',
+    Spec('action.result_timeout_s', 10.0, 'How long an action result can be fetched [s].',
          read_only=True, span=(1.0, 86400.0)),
     Spec('diagnostics.period_s', 1.0, 'Time between two diagnostics [s].', read_only=True,
          span=(0.1, 3600.0)),
+    Spec('diagnostics.first_token_warn_s', 5.0, 'WARN when the 95th percentile of the time to '
+         'the first token is above this [s]; 0 is never.', span=(0.0, 86400.0)),
+    Spec('diagnostics.first_token_error_s', 30.0, 'ERROR when the 95th percentile of the time to '
+         'the first token is above this [s]; 0 is never.', span=(0.0, 86400.0)),
+    Spec('diagnostics.queue_warn_percent', 80, 'WARN when more than this of queue_capacity waits '
+         '[%]; 0 is never.', span=(0, 1000)),
+    Spec('diagnostics.memory_warn_mb', 512, 'WARN when less memory than this is free [MiB]; 0 is '
+         'never.', span=(0, _INT_MAX)),
+    Spec('diagnostics.memory_error_mb', 128, 'ERROR when less memory than this is free [MiB]; 0 '
+         'is never.', span=(0, _INT_MAX)),
+    Spec('diagnostics.temperature_warn_c', 90.0, 'WARN when the GPU is hotter than this [C]; 0 is '
+         'never.', span=(0.0, 200.0)),
+    Spec('diagnostics.temperature_error_c', 99.0, 'ERROR when the GPU is hotter than this [C]; 0 '
+         'is never.', span=(0.0, 200.0)),
     Spec('default_conversation', 'default', 'Conversation of the prompts on ~/prompt; empty '
          'remembers nothing.'),
+    Spec('max_text_bytes', 32768, 'Of a prompt: its text, its system prompt, and its messages '
+         'together may each take this [byte].', span=(1, _INT_MAX)),
     Spec('max_new_tokens', 256, 'For requests that name none [tokens].', span=(1, _INT_MAX)),
     Spec('sampling.temperature', -1.0, "0 is greedy; -1 is the checkpoint's own.",
          span=(-1.0, 100.0)),
@@ -130,12 +149,18 @@ def check(parameters: Sequence[Parameter], configured: bool) -> SetParametersRes
             return SetParametersResult(successful=False, reason=(
                 f'{spec.name}: expected the node to be unconfigured, since it is read when the '
                 'model is loaded; clean up first'))
-        if spec.name.startswith(_SAMPLING):
-            try:
-                sampling_override({spec.name: parameter.value})
-            except TinychatError as error:
-                return SetParametersResult(successful=False, reason=str(error))
+        try:
+            _check_value(spec.name, parameter.value)
+        except TinychatError as error:
+            return SetParametersResult(successful=False, reason=str(error))
     return SetParametersResult(successful=True)
+
+
+def _check_value(name: str, value: Any) -> None:
+    if name.startswith(_SAMPLING):
+        sampling_override({name: value})
+    elif name == 'default_conversation':
+        check_id(name, value)
 
 
 def engine_config(node: Node) -> EngineConfig:

@@ -15,8 +15,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Header, String
 
@@ -35,7 +38,7 @@ class Publishers:
     def __init__(self, node: Node) -> None:
         self._clock = node.get_clock()
         self.tokens = node.create_publisher(TokenChunk, '~/tokens', TOKENS_DEPTH)
-        self.text = node.create_publisher(String, '~/text', 100)
+        self._text = node.create_publisher(String, '~/text', 100)
         self._sentences = node.create_publisher(Sentence, '~/sentences', 50)
         self.response = node.create_publisher(Response, '~/response', LATCHED)
         self._status = node.create_publisher(Status, '~/status', LATCHED)
@@ -45,12 +48,22 @@ class Publishers:
         """Return a header stamped with the node's clock."""
         return Header(stamp=self._clock.now().to_msg())
 
+    def text(self, text: str) -> None:
+        """Publish a piece of an answer."""
+        _publish_if_heard(self._text, String(data=text))
+
     def sentence(self, sentence: Sentence) -> None:
         """Stamp and publish a sentence."""
         sentence.header = self.header()
-        self._sentences.publish(sentence)
+        _publish_if_heard(self._sentences, sentence)
 
     def status(self, status: Status) -> None:
         """Stamp and publish a status."""
         status.header = self.header()
         self._status.publish(status)
+
+
+def _publish_if_heard(publisher: Publisher, message: Any) -> None:
+    """Publish where someone listens: what nobody hears takes the decoding thread as long."""
+    if publisher.get_subscription_count():
+        publisher.publish(message)
