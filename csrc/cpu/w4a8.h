@@ -76,6 +76,14 @@ constexpr int64_t w4a8_record_bytes(int64_t block, int64_t tokens) { return (blo
 // reference.OTHERS_MEAN is its twin.
 constexpr int32_t kW4A8OthersMean = 6;
 
+// Of a tile or a record, of any alignment.
+template <typename T>
+T load_scalar(const uint8_t* from) {
+  T value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
 // total[tokens][16] += a tile times a record of so many tokens.
 using W4A8Multiply = void (*)(const uint8_t* tile, const uint8_t* record, int64_t block,
                               float* total);

@@ -22,13 +22,6 @@
 namespace tinychat {
 namespace {
 
-template <typename T>
-T load_scalar(const uint8_t* from) {
-  T value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
-}
-
 // total[token] += the sums, less those of the zero points, times the scales: `scales` of the tile,
 // `x_scales` of the record.
 template <int kTokens>

@@ -41,13 +41,6 @@ TINYCHAT_VNNI_INLINE void add_fours(__m512i& sums, __m512i codes, const uint8_t*
       : "v"(codes), "m"(*reinterpret_cast<const uint8_t(*)[4]>(x)));
 }
 
-template <typename T>
-T load_scalar(const uint8_t* from) {
-  T value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
-}
-
 // total[token] += the sums, less those of the zero points, times the scales: `scales` of the tile,
 // `x_scales` of the record.
 template <int kTokens>

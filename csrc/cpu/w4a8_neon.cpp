@@ -58,13 +58,6 @@ inline Codes load_codes(const uint8_t* words) {
 
 inline int8x16_t load(const uint8_t* bytes) { return vreinterpretq_s8_u8(vld1q_u8(bytes)); }
 
-template <typename T>
-T load_scalar(const uint8_t* from) {
-  T value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
-}
-
 // total[token] += the sums, less those of the zero points, times the scales: `scales` of the tile,
 // `x_scales` of the record.
 template <int kTokens>

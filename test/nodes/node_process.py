@@ -299,6 +299,13 @@ class Client:
         self.wait(lambda: self.answer(request_id).whole)
         return self.answer(request_id)
 
+    def check_that_the_node_answers(self) -> None:
+        """Assert that a good request is answered, and that the process lives."""
+        answer = self.ask('Once', max_new_tokens=5)
+        answer.check()
+        assert answer.response.error_code == Response.NO_ERROR
+        assert self._process.running
+
     def send(self, text: str, **fields: Any) -> str:
         """Send a request without waiting; return its id."""
         prompt = make_prompt(text, **fields)

@@ -21,13 +21,10 @@ from tinychat_msgs.msg import Prompt, Response
 
 
 @pytest.fixture(autouse=True)
-def the_next_prompt_is_answered(client, story_node):
+def the_next_prompt_is_answered(client):
     """Whatever a test does to the node, it serves the next request."""
     yield
-    answer = client.ask('Once', max_new_tokens=5)
-    answer.check()
-    assert answer.response.error_code == Response.NO_ERROR
-    assert story_node.running
+    client.check_that_the_node_answers()
 
 
 def refused(client, text='Once', code=Response.INVALID_REQUEST, **fields):

@@ -129,10 +129,6 @@ class ConversationStore:
         with self._lock:
             return iter(list(self._conversations.values()))
 
-    def __contains__(self, conversation_id: str) -> bool:
-        with self._lock:
-            return conversation_id in self._conversations
-
     def get(self, conversation_id: str) -> Optional[Conversation]:
         """Return a conversation, None where there is none."""
         with self._lock:

@@ -102,6 +102,7 @@ class Engine:
         cache = KVCache(shape, config.num_slots, max_seq_len, config.torch_kv_dtype(), device)
         self._runner = make_runner(model, cache, device)
         self._conversations = ConversationStore(config.num_slots)
+        self._processors = config.processor_set()
         # Reentrant, since a generator that is collected closes in whatever thread that happens.
         self._turn = threading.RLock()
 
@@ -134,7 +135,7 @@ class Engine:
         chunks = self._generate(request)
         try:
             while True:
-                with self._turn, cpu.on_processors(self._config.processor_set()):
+                with self._turn, cpu.on_processors(self._processors):
                     chunk = next(chunks, None)
                 if chunk is None:
                     return
