@@ -24,6 +24,7 @@ from tinychat_ros.kernels.rtn import quantize_rtn
 
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 4, 2, 8
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_SCORES = ops.Scores(_HEAD_DIM ** -0.5)
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -95,7 +96,7 @@ def test_attention_reads_no_further_than_its_length():
     cache.k.copy_(_random(*cache.k.shape, seed=1))
     cache.v.copy_(_random(*cache.v.shape, seed=2))
     cache.k[:, 9:] = cache.v[:, 9:] = float('nan')
-    out = ops.attention(q, cache, 7)
+    out = ops.attention(q, cache, 7, _SCORES)
     assert out.shape == (2, _HEADS * _HEAD_DIM) and torch.isfinite(out).all()
     torch.testing.assert_close(
         out, reference.attention(q, cache.k[:, :9], cache.v[:, :9]).flatten(1))
@@ -113,14 +114,15 @@ def test_an_int8_cache_holds_each_row_by_its_scale():
         error = (reference.dequantize_kv(codes, scales) - values)[:, 2:5].abs()
         assert (error <= 0.51 * scales[:, 2:5, None]).all() and not codes[:, 5:].any()
     exact = ops.attention(q, ops.LayerCache(reference.dequantize_kv(int8.k, int8.k_scale),
-                                            reference.dequantize_kv(int8.v, int8.v_scale)), 2)
-    torch.testing.assert_close(ops.attention(q, int8, 2), exact)
+                                            reference.dequantize_kv(int8.v, int8.v_scale)), 2,
+                          _SCORES)
+    torch.testing.assert_close(ops.attention(q, int8, 2, _SCORES), exact)
 
 
 def test_a_position_that_only_the_device_knows_is_refused_by_the_reference():
     state = ops.StepState(torch.zeros(4, dtype=torch.int32))
     with pytest.raises(KernelError, match='position: expected a number'):
-        ops.attention(_random(1, _HEADS, _HEAD_DIM).half(), _cache(), state)
+        ops.attention(_random(1, _HEADS, _HEAD_DIM).half(), _cache(), state, _SCORES)
 
 
 def test_candidates_are_the_best_of_each_16_logits_and_the_first_of_equals():

@@ -132,4 +132,5 @@ def _attention(subject: Subject, caches: Sequence[ops.LayerCache], q: Tensor, co
     last = ops.StepState.at(context - 1, subject.device)
     return (Kernel(f'attention@{context}', config.num_attention_heads, context, config.head_dim,
                    size, layers, context),
-            [partial(ops.attention, q, cache, last) for cache in caches])
+            [partial(ops.attention, q, cache, last, ops.Scores(config.head_dim ** -0.5))
+             for cache in caches])

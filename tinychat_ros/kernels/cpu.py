@@ -29,7 +29,7 @@ from torch import Tensor
 
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension
-from tinychat_ros.kernels.operands import LayerCache, RotaryTable
+from tinychat_ros.kernels.operands import LayerCache, RotaryTable, Scores
 from tinychat_ros.kernels.packing import CpuTiles, Int8Weight
 
 # As the kernels number them.
@@ -227,14 +227,14 @@ def rope_append(heads: Tensor, rope: RotaryTable, cache: LayerCache, state: Tens
     return q
 
 
-def attention(q: Tensor, cache: LayerCache, state: Tensor) -> Tensor:
+def attention(q: Tensor, cache: LayerCache, state: Tensor, scores: Scores) -> Tensor:
     """Attend causally from q [T, Hq, D] over the cache: [T, Hq, D]."""
     q = _contiguous(q)
     tokens, heads, head_dim = q.shape
     out = empty(tokens, heads, head_dim)
     extension.load().cpu_attention(
         _cache(cache, state), q=q.data_ptr(), out=out.data_ptr(), tokens=tokens, heads=heads,
-        scale=head_dim ** -0.5, num_threads=_threads())
+        scale=scores.scale, num_threads=_threads())
     return out
 
 

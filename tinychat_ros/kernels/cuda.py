@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.kernels import extension
-from tinychat_ros.kernels.operands import Candidates, LayerCache, Norm, RotaryTable
+from tinychat_ros.kernels.operands import Candidates, LayerCache, Norm, RotaryTable, Scores
 from tinychat_ros.kernels.packing import (
     CudaTiles, Int8Weight, QuantizedWeight, record_bytes, RECORD_COLUMNS, record_group,
     RECORD_ROWS, TileOrder)
@@ -185,12 +185,12 @@ def attention_workspace(heads: int, kv_heads: int, head_dim: int, max_seq_len: i
 
 
 @_on_its_device
-def attention(q: Tensor, cache: LayerCache, state: Tensor) -> Tensor:
+def attention(q: Tensor, cache: LayerCache, state: Tensor, scores: Scores) -> Tensor:
     """Attend causally from q [T, Hq, D] over the cache: [T, Hq, D]."""
     tokens, heads, head_dim = q.shape
     q, out = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
     module, structure = extension.cuda(q.device), _cache(cache, state)
-    shared = {'q': q.data_ptr(), 'out': out.data_ptr(), 'heads': heads, 'scale': head_dim ** -0.5,
+    shared = {'q': q.data_ptr(), 'out': out.data_ptr(), 'heads': heads, 'scale': scores.scale,
               'dtype': _dtype(q), 'stream': _stream(q.device)}
     if tokens == 1:
         module.decode_attention(structure, workspace=cache.workspace.data_ptr(), **shared)

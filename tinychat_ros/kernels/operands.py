@@ -14,7 +14,7 @@
 """
 What the ops take beside activations and weights.
 
-H = hidden size, Hkv = key-value heads, D = head size, V = vocabulary.
+H = hidden size, Hq / Hkv = query / key-value heads, D = head size, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -28,10 +28,50 @@ from tinychat_ros.errors import KernelError
 
 
 class Norm(NamedTuple):
-    """The RMSNorm in front of a linear: weight [H] and epsilon."""
+    """An RMSNorm: weight [H] and epsilon."""
 
     weight: Tensor
     eps: float
+
+
+class LayerNorm(NamedTuple):
+    """A LayerNorm: weight [H], bias [H] or None, and epsilon."""
+
+    weight: Tensor
+    bias: Optional[Tensor]
+    eps: float
+
+
+AnyNorm = Union[Norm, LayerNorm]
+
+
+class HeadNorm(NamedTuple):
+    """The RMSNorm of each query and each key head, before rotation: weights [D] and epsilon."""
+
+    q: Tensor
+    k: Tensor
+    eps: float
+
+
+class Scores(NamedTuple):
+    """
+    What attention makes of the products of a query with the keys.
+
+    :param scale: of the products, 1 / sqrt(D) as a rule.
+    :param window: positions that a token sees, itself among them; 0 is all before it.
+    :param softcap: bounds the scaled products, cap * tanh(product / cap); 0 leaves them.
+    :param slopes: of ALiBi, fp32 [Hq]: a key so many positions back loses so many slopes; or None.
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    slopes: Optional[Tensor] = None
+
+    @property
+    def plain(self) -> bool:
+        """Say whether there is a scale and nothing else."""
+        return not self.window and not self.softcap and self.slopes is None
 
 
 class RotaryTable(NamedTuple):

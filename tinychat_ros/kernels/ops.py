@@ -31,22 +31,28 @@ from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import cpu, cuda, reference
 from tinychat_ros.kernels.linear import Linear, why_reference
 from tinychat_ros.kernels.operands import (
-    Candidates, LayerCache, Norm, on_device, on_host, RotaryTable, Start, StepState)
+    AnyNorm, Candidates, HeadNorm, LayerCache, LayerNorm, Norm, on_device, on_host, RotaryTable,
+    Scores, Start, StepState)
 from tinychat_ros.kernels.packing import (
     CpuTiles, CudaTiles, GATE_UP, Int8Weight, NATURAL, ROTARY)
 
-__all__ = ['attention', 'candidates', 'embedding', 'LayerCache', 'linear', 'linear_residual',
-           'lm_head', 'Norm', 'norm_gate_up', 'qkv_rope_append', 'RotaryTable', 'sample',
-           'Start', 'StepState']
+__all__ = ['AnyNorm', 'attention', 'candidates', 'embedding', 'HeadNorm', 'LayerCache',
+           'LayerNorm', 'linear', 'linear_residual', 'lm_head', 'Norm', 'norm_gate_up', 'norm_up',
+           'qkv_rope_append', 'RotaryTable', 'sample', 'Scores', 'Start', 'StepState']
 
 
-def embedding(token_ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the rows token_ids int32 or int64 [T] of weight [V, H] in a dtype: [T, H]."""
+def embedding(token_ids: Tensor, weight: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """Return the rows token_ids int32 or int64 [T] of weight [V, H], scaled, in a dtype."""
     if token_ids.dtype == torch.int32 and cuda.takes(weight) and weight.shape[1] % 8 == 0:
-        return cuda.embedding(token_ids, weight)
-    if token_ids.dtype == torch.int32 and cpu.serves(dtype, weight.device):
-        return cpu.embedding(token_ids, weight)
-    return F.embedding(token_ids, weight).to(dtype)
+        x = cuda.embedding(token_ids, weight)
+    elif token_ids.dtype == torch.int32 and cpu.serves(dtype, weight.device):
+        x = cpu.embedding(token_ids, weight)
+    else:
+        x = F.embedding(token_ids, weight).to(dtype)
+    if scale == 1.0:
+        return x
+    cpu.refuse_recording('embedding: a scale')
+    return x * scale
 
 
 def linear(x: Tensor, layer: Linear) -> Tensor:
@@ -58,72 +64,105 @@ def linear(x: Tensor, layer: Linear) -> Tensor:
     return _linear(x, layer)
 
 
-def qkv_rope_append(x: Tensor, norm: Norm, qkv: Sequence[Linear], rope: RotaryTable,
-                    cache: LayerCache, start: Start) -> Tensor:
+def qkv_rope_append(x: Tensor, norm: AnyNorm, qkv: Sequence[Linear],
+                    rope: Optional[RotaryTable], cache: LayerCache, start: Start,
+                    head_norm: Optional[HeadNorm] = None, clip: float = 0.0) -> Tensor:
     """
     Norm, QKV projection and rotary embedding; keys and values go to the cache at ``start``.
 
     :param x: [T, H].
     :param qkv: linears whose outputs, concatenated, are Hq query, Hkv key and Hkv value heads.
+    :param rope: None leaves queries and keys as they are.
+    :param clip: bounds what was projected from both sides; 0 leaves it.
     :returns: the rotated queries [T, Hq, D].
     """
     _check_room(x.shape[0], cache, start)
-    if _attention_kernel(x, cache):
+    kernel = _attention_kernel(x, cache)
+    tiles = _tiles(qkv, ROTARY) if kernel else None
+    if tiles is not None and cache.k_scale is None and isinstance(norm, Norm):
         state = on_device(start, x.device)
-        tiles = _tiles(qkv, ROTARY)
-        if tiles is not None and cache.k_scale is None:
-            return cuda.qkv(x, tiles, qkv[0].bias, norm, rope, cache, state)
-        heads = _linears(x, qkv, norm).view(x.shape[0], -1, cache.k.shape[2])
-        return cuda.rope_append(heads, tiles is not None, rope, cache, state)
+        return cuda.qkv(x, tiles, qkv[0].bias, norm, rope, cache, state)
     heads = _linears(x, qkv, norm).view(x.shape[0], -1, cache.k.shape[2])
-    if cpu.takes(heads) and cpu.takes_cache(cache):
+    if clip:
+        cpu.refuse_recording('clip_qkv')
+        heads = heads.clamp(-clip, clip)
+    if kernel and head_norm is None and rope is not None:
+        return cuda.rope_append(heads, tiles is not None, rope, cache, on_device(start, x.device))
+    if cpu.takes(heads) and cpu.takes_cache(cache) and head_norm is None and rope is not None:
         return cpu.rope_append(heads, rope, cache, on_device(start, x.device))
-    return _rope_append(heads, rope, cache, on_host(start))
+    return _rope_append(heads, rope, cache, on_host(start), head_norm)
 
 
-def attention(q: Tensor, cache: LayerCache, start: Start) -> Tensor:
+def attention(q: Tensor, cache: LayerCache, start: Start, scores: Scores) -> Tensor:
     """Attend causally from q [T, Hq, D] at ``start`` over the cache: [T, Hq * D]."""
-    if _attention_kernel(q, cache):
-        return cuda.attention(q, cache, on_device(start, q.device)).flatten(1)
-    if cpu.takes(q) and cpu.takes_cache(cache):
-        return cpu.attention(q, cache, on_device(start, q.device)).flatten(1)
+    if _attention_kernel(q, cache) and scores.plain:
+        return cuda.attention(q, cache, on_device(start, q.device), scores).flatten(1)
+    if cpu.takes(q) and cpu.takes_cache(cache) and scores.plain:
+        return cpu.attention(q, cache, on_device(start, q.device), scores).flatten(1)
     length = on_host(start) + q.shape[0]
     k, v = (values[:, :length] if scale is None
             else reference.dequantize_kv(values[:, :length], scale[:, :length])
             for values, scale in ((cache.k, cache.k_scale), (cache.v, cache.v_scale)))
-    return reference.attention(q, k, v).flatten(1)
+    return reference.attention(q, k, v, scores).flatten(1)
 
 
-def linear_residual(x: Tensor, layer: Linear, residual: Tensor) -> Tensor:
-    """Return residual [T, N] plus the linear of x [T, K]."""
+def linear_residual(x: Tensor, layer: Linear, residual: Tensor,
+                    post_norm: Optional[AnyNorm] = None) -> Tensor:
+    """Return residual [T, N] plus the linear of x [T, K], normalized where there is a norm."""
     tiles = _tiles([layer], NATURAL)
-    if tiles is not None and cuda.takes(x):
+    if tiles is not None and cuda.takes(x) and post_norm is None:
         return cuda.linear(x, tiles, layer.bias, residual=residual)
-    out = linear(x, layer)
+    out = _norm(linear(x, layer), post_norm)
     return cpu.add(out, residual) if cpu.takes(x) else residual + out
 
 
-def norm_gate_up(x: Tensor, norm: Norm, gate_up: Sequence[Linear]) -> Tensor:
-    """Norm, gate and up projections, silu(gate) * up: x [T, H] to [T, I]."""
+def norm_gate_up(x: Tensor, norm: AnyNorm, gate_up: Sequence[Linear],
+                 activation: str = 'silu') -> Tensor:
+    """
+    Norm, gate and up projections, activation(gate) * up: x [T, H] to [T, I].
+
+    :param activation: a key of reference.ACTIVATIONS.
+    """
     tiles = _tiles(gate_up, GATE_UP)
-    if tiles is not None and cuda.takes(x):
+    if (tiles is not None and cuda.takes(x) and isinstance(norm, Norm)
+            and activation == 'silu'):
         return cuda.gate_up(x, tiles, gate_up[0].bias, norm)
     products = _linears(x, gate_up, norm)
-    return (cpu.silu_mul if cpu.takes(products) else reference.silu_mul)(products)
+    if cpu.takes(products) and activation == 'silu':
+        return cpu.silu_mul(products)
+    cpu.refuse_recording(f'{activation} of a gate')
+    return reference.gate_mul(products, activation)
 
 
-def lm_head(x: Tensor, norm: Norm, head: Linear) -> Tensor:
-    """Apply the final norm and the LM head: x [T, H] to logits fp32 [T, V]."""
-    return _linears(x, [head], norm).float()
+def norm_up(x: Tensor, norm: AnyNorm, up: Linear, activation: str,
+            scales: Optional[Tensor] = None) -> Tensor:
+    """
+    Norm, up projection, activation(up) / scales: x [T, H] to [T, I].
+
+    :param scales: [I], which a quantizer has moved into the linear behind; or None.
+    """
+    products = _linears(x, [up], norm)
+    cpu.refuse_recording(activation)
+    return reference.activate(products, activation, scales)
 
 
-def candidates(x: Tensor, norm: Norm, head: Linear) -> Candidates:
+def lm_head(x: Tensor, norm: AnyNorm, head: Linear, softcap: float = 0.0) -> Tensor:
+    """Apply the final norm and the LM head: x [T, H] to logits fp32 [T, V], softcapped."""
+    logits = _linears(x, [head], norm).float()
+    if not softcap:
+        return logits
+    cpu.refuse_recording('softcap')
+    return reference.softcap(logits, softcap)
+
+
+def candidates(x: Tensor, norm: AnyNorm, head: Linear, softcap: float = 0.0) -> Candidates:
     """Apply the final norm and the LM head to x [1, H] for the sampler on the device."""
     tiles = _tiles([head], NATURAL)
     plain = isinstance(head.weight, (Tensor, Int8Weight)) and x.shape[1] % 16 == 0
-    if cuda.takes(x) and head.bias is None and (tiles is not None or plain):
+    if (cuda.takes(x) and head.bias is None and (tiles is not None or plain)
+            and isinstance(norm, Norm) and not softcap):
         return cuda.lm_head(x, tiles or head.weight, norm)
-    logits = lm_head(x, norm, head)[0]
+    logits = lm_head(x, norm, head, softcap)[0]
     return Candidates(logits, None) if cpu.takes(logits) else reference.candidates(logits)
 
 
@@ -135,11 +174,11 @@ def sample(state: Tensor, found: Candidates, params: Tensor, seen: Tensor, ring:
         cuda.sample(state, found, params, seen, ring)
 
 
-def _linear(x: Tensor, layer: Linear, norm: Optional[Norm] = None) -> Tensor:
+def _linear(x: Tensor, layer: Linear, norm: Optional[AnyNorm] = None) -> Tensor:
     """Return the linear of the normalized x."""
     _check_features(x, layer.weight.shape[1])
     tiles = _tiles([layer], None)
-    if tiles is not None and cuda.takes(x):
+    if tiles is not None and cuda.takes(x) and not isinstance(norm, LayerNorm):
         return cuda.linear(x, tiles, layer.bias, norm)
     x = _norm(x, norm)
     weight, w4a8 = layer.weight, _w4a8_kernel(layer)
@@ -168,7 +207,7 @@ def _add_bias(x: Tensor, bias: Tensor) -> Tensor:
     return x + bias
 
 
-def _linears(x: Tensor, layers: Sequence[Linear], norm: Norm) -> Tensor:
+def _linears(x: Tensor, layers: Sequence[Linear], norm: AnyNorm) -> Tensor:
     """Return the linears of the normalized x side by side."""
     if len(layers) == 1:
         return _linear(x, layers[0], norm)
@@ -177,9 +216,12 @@ def _linears(x: Tensor, layers: Sequence[Linear], norm: Norm) -> Tensor:
     return torch.cat([_linear(x, layer) for layer in layers], dim=-1)
 
 
-def _norm(x: Tensor, norm: Optional[Norm]) -> Tensor:
+def _norm(x: Tensor, norm: Optional[AnyNorm]) -> Tensor:
     if norm is None:
         return x
+    if isinstance(norm, LayerNorm):
+        cpu.refuse_recording('LayerNorm')
+        return reference.normalize(x, norm)
     if cpu.takes(x) and cpu.takes_weight(norm.weight):
         return cpu.rms_norm(x, *norm)
     kernel = cuda.takes(x) and x.shape[1] % 8 == 0
@@ -211,17 +253,20 @@ def _check_room(tokens: int, cache: LayerCache, start: Start) -> None:
         raise KernelError(f'KV cache: expected room for {end} positions, got {cache.k.shape[1]}')
 
 
-def _rope_append(heads: Tensor, rope: RotaryTable, cache: LayerCache, start: int) -> Tensor:
+def _rope_append(heads: Tensor, rope: Optional[RotaryTable], cache: LayerCache, start: int,
+                 head_norm: Optional[HeadNorm]) -> Tensor:
     kv_heads, end = cache.k.shape[0], start + heads.shape[0]
+    if head_norm is not None:
+        heads = reference.normalize_heads(heads, kv_heads, head_norm)
     q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-    cos, sin = rope.cos[start:end], rope.sin[start:end]
-    rotated = reference.rotate(k, cos, sin)
-    for new, values, scales in ((rotated, cache.k, cache.k_scale), (v, cache.v, cache.v_scale)):
+    if rope is not None:
+        q, k = (reference.rotate(x, rope.cos[start:end], rope.sin[start:end]) for x in (q, k))
+    for new, values, scales in ((k, cache.k, cache.k_scale), (v, cache.v, cache.v_scale)):
         new = new.transpose(0, 1)
         if scales is not None:
             new, scales[:, start:end] = reference.quantize_kv(new)
         values[:, start:end] = new
-    return reference.rotate(q, cos, sin)
+    return q
 
 
 def _check_features(x: Tensor, features: int) -> None:

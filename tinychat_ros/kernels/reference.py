@@ -19,15 +19,20 @@ T = tokens, H = hidden size, Hq / Hkv = query / key-value heads, D = head size. 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Optional
+
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from tinychat_ros.kernels.operands import Candidates
+from tinychat_ros.kernels.operands import AnyNorm, Candidates, HeadNorm, LayerNorm, Scores
 from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight
 
 # csrc/cpu/w4a8.h holds its twin, and says what it brings.
 OTHERS_MEAN = 6
+
+ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh')}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -41,6 +46,17 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     """Bring x [T, H] to mean 0, variance 1; scale by weight [H], add bias [H]; round once."""
     bias32 = None if bias is None else bias.float()
     return F.layer_norm(x.float(), weight.shape, weight.float(), bias32, eps).to(x.dtype)
+
+
+def normalize(x: Tensor, norm: AnyNorm) -> Tensor:
+    """Apply a norm of either kind to x [T, H]."""
+    return (layer_norm if isinstance(norm, LayerNorm) else rms_norm)(x, *norm)
+
+
+def normalize_heads(heads: Tensor, kv_heads: int, norm: HeadNorm) -> Tensor:
+    """Normalize the queries and keys of heads [T, Hq + 2 Hkv, D]."""
+    q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    return torch.cat([rms_norm(q, norm.q, norm.eps), rms_norm(k, norm.k, norm.eps), v], dim=1)
 
 
 def linear(x: Tensor, weight: Tensor | QuantizedWeight | Int8Weight) -> Tensor:
@@ -134,26 +150,40 @@ def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
     return q.clamp(-127, 127).to(torch.int8), scale
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, scores: Optional[Scores] = None) -> Tensor:
     """
     Causal attention of the last T positions over all L of them.
 
     :param q: [T, Hq, D]; query head h reads key-value head h // (Hq / Hkv).
     :param k: [Hkv, L, D], likewise ``v``.
+    :param scores: None scales by 1 / sqrt(D).
     :returns: [T, Hq, D] in the dtype of q.
     """
     tokens, heads, head_dim = q.shape
     kv_heads, length, _ = k.shape
     # [Hkv, queries per KV head * T, D]: one matrix product per KV head, which is read once.
     q32 = q.float().view(tokens, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
-    scores = q32.reshape(kv_heads, -1, head_dim) @ k.float().transpose(1, 2) * head_dim ** -0.5
-    if tokens > 1:
-        future = torch.ones(tokens, length, dtype=torch.bool, device=q.device)
-        future = future.triu(length - tokens + 1)
-        scores.view(kv_heads, -1, tokens, length).masked_fill_(future, float('-inf'))
-    out = torch.softmax(scores, dim=-1) @ v.float()
+    products = q32.reshape(kv_heads, -1, head_dim) @ k.float().transpose(1, 2)
+    weights = _weights(products.view(heads, tokens, length), scores or Scores(head_dim ** -0.5))
+    out = weights.view(kv_heads, -1, length) @ v.float()
     out = out.view(kv_heads, heads // kv_heads, tokens, head_dim).permute(2, 0, 1, 3)
     return out.reshape(tokens, heads, head_dim).to(q.dtype)
+
+
+def _weights(products: Tensor, scores: Scores) -> Tensor:
+    """Turn the products [Hq, T, L] of queries and keys into weights that add up to one."""
+    _, tokens, length = products.shape
+    products = products * scores.scale
+    if scores.softcap:
+        products = scores.softcap * torch.tanh(products / scores.softcap)
+    positions = torch.arange(length, device=products.device)
+    behind = positions[length - tokens:, None] - positions
+    if scores.slopes is not None:
+        products = products - scores.slopes[:, None, None] * behind
+    hidden = behind < 0
+    if scores.window:
+        hidden = hidden | (behind >= scores.window)
+    return torch.softmax(products.masked_fill(hidden, float('-inf')), dim=-1)
 
 
 def dequantize_kv(q: Tensor, scale: Tensor) -> Tensor:
@@ -170,7 +200,18 @@ def candidates(logits: Tensor) -> Candidates:
     return Candidates(logits, torch.stack((best.view(torch.int32), tokens), dim=-1))
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """Return silu(gate) * up of gate_up [T, 2I], gate first: [T, I]."""
+def gate_mul(gate_up: Tensor, activation: str) -> Tensor:
+    """Return activation(gate) * up of gate_up [T, 2I], gate first: [T, I]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return ACTIVATIONS[activation](gate) * up
+
+
+def activate(x: Tensor, activation: str, scales: Optional[Tensor]) -> Tensor:
+    """Return activation(x) / scales of x [T, I], with scales [I] or None for ones."""
+    activated = ACTIVATIONS[activation](x)
+    return activated if scales is None else activated / scales
+
+
+def softcap(logits: Tensor, cap: float) -> Tensor:
+    """Return cap * tanh(logits / cap)."""
+    return cap * torch.tanh(logits / cap)

@@ -76,7 +76,7 @@ class LlamaBlock:
                start: ops.Start) -> Tensor:
         """Return what ``o_proj`` reads, [T, Hq * D], and append to the cache."""
         q = ops.qkv_rope_append(x, self.attention_norm, self.qkv, rope, cache, start)
-        return ops.attention(q, cache, start)
+        return ops.attention(q, cache, start, ops.Scores(q.shape[2] ** -0.5))
 
     def gated(self, x: Tensor) -> Tensor:
         """Return what ``down_proj`` reads, [T, I]."""
