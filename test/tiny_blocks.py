@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tinychat_ros.kernels.linear import Linear
 from tinychat_ros.models.config import ModelConfig
-from tinychat_ros.models.llama import LlamaBlock
+from tinychat_ros.models.block import Block
 from tinychat_ros.quantization.block import Inputs
 from tinychat_ros.quantization.recipes import LLAMA, Scratch
 
@@ -41,27 +41,27 @@ class _Tensors:
         assert list(self._tensors[name].shape) == list(shape)
         return self._tensors[name].float()
 
+    def optional(self, name: str, shape: Sequence[int]) -> Optional[Tensor]:
+        return self.tensor(name, shape) if name in self._tensors else None
+
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
-                order: Any = None) -> tuple[Linear, ...]:
-        return tuple(Linear(self._tensors[f'{name}.weight'].float(), self._bias(name))
-                     for name in names)
-
-    def _bias(self, name: str) -> Optional[Tensor]:
-        bias = self._tensors.get(f'{name}.bias')
-        return None if bias is None else bias.float()
+                order: Any = None, rows: Optional[Tensor] = None) -> tuple[Linear, ...]:
+        return tuple(Linear(self.tensor(f'{name}.weight', [n, in_features]),
+                            self.optional(f'{name}.bias', [n]))
+                     for name, n in zip(names, out_features))
 
 
-def tiny_block(**changes: Any) -> tuple[LlamaBlock, ModelConfig, Scratch]:
+def tiny_block(**changes: Any) -> tuple[Block, ModelConfig, Scratch]:
     """Return a block whose weights fp16 holds exactly, its config and room for TOKENS."""
     config = llama_config(num_hidden_layers=1, **changes)
     parsed = ModelConfig.from_dict(config)
-    return (block_of(llama_tensors(config, dtype=torch.float16), parsed), parsed,
-            Scratch(parsed, TOKENS, torch.device('cpu')))
+    scratch = Scratch(parsed, TOKENS, torch.device('cpu'))
+    return (block_of(llama_tensors(config, dtype=torch.float16), parsed, scratch), parsed, scratch)
 
 
-def block_of(tensors: Mapping[str, Tensor], config: ModelConfig) -> LlamaBlock:
+def block_of(tensors: Mapping[str, Tensor], config: ModelConfig, scratch: Scratch) -> Block:
     """Return the block that tensors of these names make."""
-    return LlamaBlock.load(config, _Tensors(tensors), PREFIX.rstrip('.'))
+    return Block.load(config, _Tensors(tensors), 0, scratch.positions)
 
 
 def sequences(hidden: int, outliers: float = 1.0, count: int = 3, seed: int = 1) -> list[Tensor]:
@@ -72,7 +72,7 @@ def sequences(hidden: int, outliers: float = 1.0, count: int = 3, seed: int = 1)
     return [torch.randn(TOKENS, hidden, generator=generator) @ mix for _ in range(count)]
 
 
-def walk(worker: Any, block: LlamaBlock, scratch: Scratch, originals: Sequence[Tensor],
+def walk(worker: Any, block: Block, scratch: Scratch, originals: Sequence[Tensor],
          entering: Optional[Sequence[Tensor]] = None) -> None:
     """Quantize both parts of a block, each behind the other, as a run over a model does."""
     x0, x = list(originals), list(originals if entering is None else entering)
@@ -87,6 +87,6 @@ def pairs(x: Sequence[Tensor], x0: Sequence[Tensor]) -> Inputs:
     return lambda: zip(x, x0)
 
 
-def run_block(block: LlamaBlock, scratch: Scratch, xs: Sequence[Tensor]) -> Tensor:
+def run_block(block: Block, scratch: Scratch, xs: Sequence[Tensor]) -> Tensor:
     """Return the outputs of all sequences, one below the other."""
-    return torch.cat([block.forward(x, scratch.rope, scratch.cache, 0) for x in xs])
+    return torch.cat([block.forward(x, scratch.cache, 0) for x in xs])

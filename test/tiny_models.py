@@ -31,7 +31,7 @@ from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.kernels.rtn import quantize_rtn
 from tinychat_ros.models.kv_cache import KVCache
-from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.causal_lm import CausalLM
 
 _DATA = Path(os.environ.get('TINYCHAT_TEST_DATA',
                             Path(__file__).resolve().parents[2] / 'shared' / 'data'))
@@ -150,14 +150,14 @@ def quantize_folder(source: Path, out: Path, group: int) -> Path:
 
 def load_llama(path: Path, dtype: torch.dtype = torch.float32,
                int8_activations: Optional[bool] = False,
-               device: torch.device = torch.device('cpu')) -> LlamaModel:
+               device: torch.device = torch.device('cpu')) -> CausalLM:
     """Load a folder with its whole context."""
     with CheckpointReader(path) as reader:
         return load_model(reader, dtype, device, reader.config.max_position_embeddings,
                           int8_activations)[0]
 
 
-def run_llama(model: LlamaModel, token_ids: Sequence[int], piece: int = 0) -> Tensor:
+def run_llama(model: CausalLM, token_ids: Sequence[int], piece: int = 0) -> Tensor:
     """Return the logits fp32 [T, V] of a text that is fed in pieces; 0 feeds it whole."""
     weight = model.embedding
     cache = KVCache(model.config, 1, len(token_ids), model.dtype, weight.device)

@@ -22,7 +22,7 @@ from tinychat_ros.bench.eager import Decoder, filled_cache, MERGED, PlainWeights
 from tinychat_ros.bench.shapes import RandomWeights
 from tinychat_ros.kernels.linear import Linear
 from tinychat_ros.models.config import ModelConfig
-from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.causal_lm import CausalLM
 
 _CPU = torch.device('cpu')
 _TOKENS = [1, 7, 3, 90]
@@ -39,7 +39,7 @@ def _weights(**changes) -> PlainWeights:
 
 
 class _Source:
-    """Hands the weights of a PlainWeights to a LlamaModel."""
+    """Hands the weights of a PlainWeights to a CausalLM."""
 
     def __init__(self, weights: PlainWeights) -> None:
         self._named = {'model.embed_tokens.weight': weights.embedding,
@@ -54,7 +54,7 @@ class _Source:
     def tensor(self, name, shape):
         return self._named[name]
 
-    def linears(self, names, out_features, in_features, order=None):
+    def linears(self, names, out_features, in_features, order=None, rows=None):
         return (Linear(self._named[names[0]]),)
 
 
@@ -65,7 +65,7 @@ class _Source:
 def test_a_rung_without_kernels_gives_the_logits_of_the_product(techniques, kv_heads, context):
     weights = _weights(num_key_value_heads=kv_heads)
     past = ladder.random_past(weights.config, context, _CPU, torch.float32)
-    model = LlamaModel(weights.config, _Source(weights), 16, _CPU)
+    model = CausalLM(weights.config, _Source(weights), 16, _CPU)
     expected = model.forward(torch.tensor(_TOKENS), filled_cache(weights.config, past, 16), 0,
                              context, all_logits=True)
     decoder = Decoder(weights, past, techniques, 16)

@@ -37,7 +37,7 @@ from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels import extension
 from tinychat_ros.kernels.packing import LAYOUT_VERSION, tensors_of
 from tinychat_ros.kernels.rtn import quantize_rtn
-from tinychat_ros.models import llama
+from tinychat_ros.models import causal_lm
 
 _IDS = [i * 7 % 96 for i in range(20)]
 _CPU = torch.device('cpu')
@@ -153,8 +153,8 @@ def test_a_head_is_rounded_once(dtype, tied, tmp_path, cache, caplog, monkeypatc
             return load_model(reader, torch.float32, _CPU, 64, None, dtype, cache)[0].lm_head
 
     expected = head()
-    monkeypatch.setattr(llama, 'int8_rows', None)
-    monkeypatch.setattr(llama, 'int4_groups', None)
+    monkeypatch.setattr(causal_lm, 'int8_rows', None)
+    monkeypatch.setattr(causal_lm, 'int4_groups', None)
     plain.clear()
     found = head()
     assert 'lm_head.weight' not in plain

@@ -27,7 +27,7 @@ from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.kernels import cuda, extension
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import KVCache
-from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.causal_lm import CausalLM
 
 # Kernels as long as those of a 7B model, and few of them.
 SHAPE = {'model_type': 'llama', 'vocab_size': 32000, 'hidden_size': 4096,
@@ -64,7 +64,7 @@ class OneByOne:
         return call
 
 
-def generated(model: LlamaModel, kv_dtype: torch.dtype) -> list[int]:
+def generated(model: CausalLM, kv_dtype: torch.dtype) -> list[int]:
     device = torch.device('cuda')
     cache = KVCache(model.config, 2, MAX_SEQ_LEN, kv_dtype, device)
     runner = GraphRunner(model, cache, device)
@@ -79,8 +79,8 @@ def generated(model: LlamaModel, kv_dtype: torch.dtype) -> list[int]:
 def test_a_recorded_step_gives_the_tokens_of_kernels_that_wait_for_each_other(
         monkeypatch, dtype, int8):
     device = torch.device('cuda')
-    model = LlamaModel(ModelConfig.from_dict(SHAPE), RandomWeights(device, dtype), MAX_SEQ_LEN,
-                       device)
+    model = CausalLM(ModelConfig.from_dict(SHAPE), RandomWeights(device, dtype), MAX_SEQ_LEN,
+                     device)
     kv_dtype = torch.int8 if int8 else dtype
     recorded = generated(model, kv_dtype)
     module = OneByOne(extension.load())

@@ -84,7 +84,8 @@ def test_attention_of_halves_is_summed_in_fp32(dtype):
 
 def test_gate_mul_takes_the_gate_first():
     gate, up = _random(3, 5), _random(3, 5, seed=1)
-    torch.testing.assert_close(reference.gate_mul(torch.cat((gate, up), -1), 'silu'), F.silu(gate) * up)
+    out = reference.gate_mul(torch.cat((gate, up), -1), 'silu')
+    torch.testing.assert_close(out, F.silu(gate) * up)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, *_HALF])

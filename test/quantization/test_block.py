@@ -172,7 +172,7 @@ def test_what_is_stored_is_what_the_next_part_sees(method, spec):
               for name, value in worker.tensors.items()}
     assert all(value.dtype == torch.float16 for value in worker.tensors.values()
                if isinstance(value, Tensor))
-    assert torch.equal(run_block(block_of(stored, config), scratch, xs),
+    assert torch.equal(run_block(block_of(stored, config, scratch), scratch, xs),
                        run_block(worker.current, scratch, xs))
     assert [result.name for result in worker.results] == [
         f'{PREFIX}{name}' for part in LLAMA for name in (*part.first_names, part.last_name)]
@@ -332,4 +332,5 @@ def test_search_reads_only_the_samples_given_for_it():
 def test_scratch_has_room_for_the_tokens_asked_for():
     _, config, _ = _block()
     scratch = Scratch(config, TOKENS, torch.device('cpu'))
-    assert scratch.cache.k.shape == (2, TOKENS, 16) and scratch.rope.cos.shape == (TOKENS, 8)
+    assert scratch.cache.k.shape == (2, TOKENS, 16)
+    assert scratch.positions.rope.cos.shape == (TOKENS, 8)

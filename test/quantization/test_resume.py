@@ -163,8 +163,8 @@ def test_a_resumed_run_does_not_do_finished_blocks_again(tmp_path, models, unkil
         patch.setattr(WorkFolder, 'save_block', stop)
         with pytest.raises(Killed):
             cli.main(_command('awq', models[1], out, *_QUICK))
-    monkeypatch.setattr(quantize, 'load_block', lambda source, index, device: seen.append(index)
-                        or load(source, index, device))
+    monkeypatch.setattr(quantize, 'load_block', lambda source, index, *args: seen.append(index)
+                        or load(source, index, *args))
     monkeypatch.setattr(quantize._Run, '_embedded', lambda _: pytest.fail('embedded again'))
     assert cli.main(_command('awq', models[1], out, *_QUICK, '--resume')) == 0
     assert seen == [1]

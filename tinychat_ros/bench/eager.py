@@ -29,7 +29,8 @@ from tinychat_ros.kernels import cuda, reference
 from tinychat_ros.kernels.operands import LayerCache, StepState
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import KVCache
-from tinychat_ros.models.layers import rotary_table, WeightSource
+from tinychat_ros.models.layers import WeightSource
+from tinychat_ros.models.rope import rotary_table
 
 STATIC_CACHE = 'static KV cache'
 FUSED_NORMS = 'fused RMSNorm'
@@ -81,7 +82,8 @@ class Decoder:
         self._techniques = techniques
         self._position = past.shape[3]
         self._device, dtype = past.device, past.dtype
-        self._rope = rotary_table(self._config, max_seq_len, self._device)
+        self._rope = rotary_table(self._config.rope, self._config.head_dim, max_seq_len,
+                                  self._device)
         self._cos, self._sin = (torch.cat((half, half), dim=-1).to(dtype) for half in self._rope)
         self._rms_norm = cuda.rms_norm if FUSED_NORMS in techniques else reference.rms_norm
         self._caches = [LayerCache(k, v) for k, v in zip(*past)]
@@ -149,7 +151,7 @@ class Decoder:
         return F.silu(gate) * up
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._rms_norm(x, weight, self._config.rms_norm_eps)
+        return self._rms_norm(x, weight, self._config.norm_eps)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ from tinychat_ros.kernels import ops
 from tinychat_ros.kernels.linear import Linear
 from tinychat_ros.kernels.packing import CpuTiles, CudaTiles, tensors_of
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
-from tinychat_ros.models.llama import chain_prefetches, LlamaBlock
+from tinychat_ros.models.block import Block
+from tinychat_ros.models.causal_lm import chain_prefetches
 
 # What a step has one of is called so often in a row, since one alone may be too short to time.
 _CALLS = 8
@@ -92,7 +93,7 @@ def _kernels(subject: Subject, contexts: Sequence[int]
     first = ops.StepState.at(0, subject.device)
     token = torch.zeros(1, dtype=torch.int32, device=subject.device)
 
-    def linears(name: str, of: Callable[[LlamaBlock], Sequence[Linear]],
+    def linears(name: str, of: Callable[[Block], Sequence[Linear]],
                 run: Callable[..., object]) -> tuple[Kernel, list[Callable[[], object]]]:
         layers = [of(block) for block in model.blocks]
         chain_prefetches([*(linear for layer in layers for linear in layer), layers[0][0]])
@@ -102,13 +103,13 @@ def _kernels(subject: Subject, contexts: Sequence[int]
     yield (Kernel('embedding', 1, config.hidden_size, 1, x.nbytes, 1),
            [partial(ops.embedding, token, model.embedding, model.dtype)] * _CALLS)
     yield linears('qkv', lambda block: block.qkv, lambda block, cache: ops.qkv_rope_append(
-        x, block.attention_norm, block.qkv, model.rope, cache, first))
+        x, block.attention_norm, block.qkv, block.rope, cache, first))
     q = attended.view(1, config.num_attention_heads, config.head_dim)
     for context in contexts:
         yield _attention(subject, caches, q, context)
     yield linears('o', lambda block: [block.o_proj], lambda block, cache: ops.linear_residual(
         attended, block.o_proj, x))
-    yield linears('gate_up', lambda block: block.gate_up, lambda block, cache: block.gated(x))
+    yield linears('gate_up', lambda block: block.gate_up, lambda block, cache: block.activated(x))
     yield linears('down', lambda block: [block.down_proj], lambda block, cache:
                   ops.linear_residual(gated, block.down_proj, x))
     yield _product('lm_head', [model.lm_head], 1), [partial(model.candidates, x)] * _CALLS

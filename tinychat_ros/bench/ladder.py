@@ -35,13 +35,13 @@ from tinychat_ros.engine.model_runner import ModelRunner
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.kernels import cuda
 from tinychat_ros.models.config import ModelConfig
-from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.causal_lm import CausalLM
 
 EAGER = 'eager PyTorch'
 W4A16 = 'W4A16, all fused'
 GRAPH = 'CUDA graph with the sampler'
 
-# The rungs in their order, those of a Decoder and those of a LlamaModel.
+# The rungs in their order, those of a Decoder and those of a CausalLM.
 PLAIN = (EAGER, STATIC_CACHE, FUSED_NORMS, FAST_ATTENTION, MERGED, FUSED_ROTARY)
 PRODUCT = {W4A16: ModelRunner, GRAPH: GraphRunner}
 WITHOUT_KERNELS = (EAGER, STATIC_CACHE, MERGED)
@@ -112,7 +112,7 @@ def product(config: ModelConfig, past: Tensor, tokens: int) -> Iterator[tuple[st
     """Yield the rungs of PRODUCT, which need kernels, with milliseconds per token."""
     context, device = past.shape[3], past.device
     max_seq_len = context + tokens + _SPARE
-    model = LlamaModel(config, RandomWeights(device, past.dtype), max_seq_len, device)
+    model = CausalLM(config, RandomWeights(device, past.dtype), max_seq_len, device)
     cache = filled_cache(config, past, max_seq_len)
     for name, runner_type in PRODUCT.items():
         runner = runner_type(model, cache, device)

@@ -99,8 +99,12 @@ class RandomWeights:
         values = memory.zeros(shape, self._matrix_dtype, self._device)
         return values.normal_(std=shape[-1] ** -0.5)
 
+    def optional(self, name: str, shape: Sequence[int]) -> None:
+        """Return None: there are no biases."""
+
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
-                order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
+                order: Optional[TileOrder] = None,
+                rows: Optional[Tensor] = None) -> tuple[Linear, ...]:
         """Return one linear of all the rows."""
         n = sum(out_features)
         if names == ['lm_head']:

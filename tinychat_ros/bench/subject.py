@@ -28,14 +28,13 @@ from tinychat_ros.engine.graph_runner import GraphRunner, make_runner
 from tinychat_ros.engine.model_runner import ModelRunner
 from tinychat_ros.kernels import cpu, cuda
 from tinychat_ros.models.kv_cache import KVCache
-from tinychat_ros.models.llama import LlamaModel
-from tinychat_ros.models.registry import model_class
+from tinychat_ros.models.causal_lm import CausalLM
 
 
 class Subject(NamedTuple):
     """A loaded model with a KV cache of one slot, which a prefill fills in one piece."""
 
-    model: LlamaModel
+    model: CausalLM
     cache: KVCache
     kv_dtype: torch.dtype
     runner: Union[ModelRunner, GraphRunner]
@@ -58,7 +57,7 @@ def of_shape(name: str, group_size: int, config: EngineConfig, max_seq_len: int)
     check_fit(name, size, shape, config.torch_kv_dtype(), 1, max_seq_len, config.budget())
     begin = time.perf_counter()
     weights = RandomWeights(device, dtype, group_size, ACTIVATIONS[config.activations], plain)
-    model = model_class(shape.model_type)(shape, weights, max_seq_len, device)
+    model = CausalLM(shape, weights, max_seq_len, device)
     if config.lm_head_dtype != 'auto':
         model.quantize_head(config.lm_head_dtype, ACTIVATIONS[config.activations])
     return _with_runner(model, config, max_seq_len, begin)
@@ -82,7 +81,7 @@ def of_checkpoint(config: EngineConfig, max_seq_len: int) -> Subject:
     return _with_runner(model, config, max_seq_len, begin)
 
 
-def _with_runner(model: LlamaModel, config: EngineConfig, max_seq_len: int,
+def _with_runner(model: CausalLM, config: EngineConfig, max_seq_len: int,
                  begin: float) -> Subject:
     device, kv_dtype = config.torch_device(), config.torch_kv_dtype()
     cache = KVCache(model.config, 1, max_seq_len, kv_dtype, device)

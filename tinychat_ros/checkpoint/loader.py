@@ -33,12 +33,12 @@ from tinychat_ros.checkpoint.weight_file import PackedWeight
 from tinychat_ros.errors import ConfigError, OutOfMemoryError
 from tinychat_ros.kernels import cpu, memory
 from tinychat_ros.kernels.linear import (
-    activation_group, can_concatenate, concatenate, Linear, prepare, StoredWeight, why_reference)
+    activation_group, can_concatenate, concatenate, Linear, prepare, reordered, StoredWeight,
+    why_reference)
 from tinychat_ros.kernels.packing import CpuTiles, Int8Weight, tensors_of, TileOrder
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
-from tinychat_ros.models.llama import LlamaModel
-from tinychat_ros.models.registry import model_class
+from tinychat_ros.models.causal_lm import CausalLM
 
 # In the cache; no linear of a checkpoint is called so.
 _ROUNDED_HEAD = 'lm_head in {}'
@@ -72,35 +72,44 @@ class WeightLoader:
         """Return a plain tensor of this shape; see above for its dtype."""
         return self._placed(self._reader.floats(name, shape))
 
+    def optional(self, name: str, shape: Sequence[int]) -> Optional[Tensor]:
+        """Return a plain tensor, or None where the checkpoint has none."""
+        return self.tensor(name, shape) if name in self._reader.names else None
+
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
-                order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
-        """Return linears that share an input, joined into one where their kinds allow it."""
+                order: Optional[TileOrder] = None,
+                rows: Optional[Tensor] = None) -> tuple[Linear, ...]:
+        """See models.layers.WeightSource."""
         if self._cache is None:
-            return self._read_linears(names, out_features, in_features, order)
+            return self._read_linears(names, out_features, in_features, order, rows)
         name, shape = ' + '.join(names), (sum(out_features), in_features)
         packed = self._cache.take(name, *shape)
         if packed is None and name == 'lm_head':
             packed = self._cache.take(_ROUNDED_HEAD.format(self._lm_head_dtype), *shape)
         if packed is not None:
-            return (self._cached_linear(names, out_features, packed),)
-        linears = self._read_linears(names, out_features, in_features, order)
+            return (self._cached_linear(names, out_features, packed, rows),)
+        linears = self._read_linears(names, out_features, in_features, order, rows)
         if len(linears) == 1 and isinstance(linears[0].weight, CpuTiles):
             self._cache.keep(name, linears[0].weight)
         return linears
 
     def _cached_linear(self, names: Sequence[str], out_features: Sequence[int],
-                       weight: PackedWeight) -> Linear:
+                       weight: PackedWeight, rows: Optional[Tensor]) -> Linear:
         self.formats.update(formats.detect(self._reader, name).name for name in names)
-        biases = [self._bias(name, n) for name, n in zip(names, out_features)]
+        biases = [self._bias(name, n, rows) for name, n in zip(names, out_features)]
         return Linear(weight, None if biases[0] is None else torch.cat(biases),
                       activation_group(weight, self._int8_activations, self._dtype))
 
     def _read_linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
-                      order: Optional[TileOrder]) -> tuple[Linear, ...]:
-        weights = [self._weight(name, n, in_features) for name, n in zip(names, out_features)]
-        biases = [self._bias(name, n) for name, n in zip(names, out_features)]
+                      order: Optional[TileOrder],
+                      rows: Optional[Tensor]) -> tuple[Linear, ...]:
+        weights = [reordered(self._weight(name, n, in_features), rows)
+                   for name, n in zip(names, out_features)]
+        biases = [self._bias(name, n, rows) for name, n in zip(names, out_features)]
+        if len(weights) == 1:
+            return (self._linear(names[0], weights[0], biases[0], order),)
         has_bias = {bias is not None for bias in biases}
-        if len(weights) > 1 and can_concatenate(weights) and len(has_bias) == 1:
+        if can_concatenate(weights) and len(has_bias) == 1:
             return (self._linear(' + '.join(names), concatenate(weights),
                                  torch.cat(biases) if has_bias == {True} else None, order),)
         return tuple(map(self._linear, names, weights, biases))
@@ -127,9 +136,9 @@ class WeightLoader:
             return memory.copied(stored)
         return stored.to(self._device, self._dtype)
 
-    def _bias(self, name: str, n: int) -> Optional[Tensor]:
-        bias = f'{name}.bias'
-        return self.tensor(bias, [n]) if bias in self._reader.names else None
+    def _bias(self, name: str, n: int, rows: Optional[Tensor]) -> Optional[Tensor]:
+        bias = self.optional(f'{name}.bias', [n])
+        return bias if bias is None else reordered(bias, rows)
 
     def _linear(self, name: str, weight: StoredWeight, bias: Optional[Tensor],
                 order: Optional[TileOrder] = None) -> Linear:
@@ -143,7 +152,7 @@ class WeightLoader:
 def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.device,
                max_seq_len: int,
                int8_activations: Optional[bool] = False, lm_head_dtype: str = 'auto',
-               cache_folder: Optional[Path] = None) -> tuple[LlamaModel, str]:
+               cache_folder: Optional[Path] = None) -> tuple[CausalLM, str]:
     """
     Build the model of an open checkpoint.
 
@@ -162,7 +171,7 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
     kept = cache_folder is not None and cpu.serves(torch.float32, device)
     with WeightCache(cache_folder, reader) if kept else nullcontext() as cache:
         weights = WeightLoader(reader, dtype, device, int8_activations, lm_head_dtype, cache)
-        model = model_class(reader.config.model_type)(reader.config, weights, max_seq_len, device)
+        model = CausalLM(reader.config, weights, max_seq_len, device)
         if lm_head_dtype != 'auto':
             _round_head(model, lm_head_dtype, int8_activations, cache)
         if cache is not None:
@@ -171,7 +180,7 @@ def load_model(reader: CheckpointReader, dtype: torch.dtype, device: torch.devic
     return model, weights.formats.most_common(1)[0][0]
 
 
-def _round_head(model: LlamaModel, dtype: str, int8_activations: Optional[bool],
+def _round_head(model: CausalLM, dtype: str, int8_activations: Optional[bool],
                 cache: Optional[WeightCache]) -> None:
     name, plain = _ROUNDED_HEAD.format(dtype), model.lm_head.weight
     if not isinstance(plain, Tensor):

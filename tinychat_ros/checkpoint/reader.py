@@ -29,7 +29,8 @@ from torch import Tensor
 
 from tinychat_ros.checkpoint.fingerprint import content_hash
 from tinychat_ros.errors import CheckpointError
-from tinychat_ros.models.config import ModelConfig, token_ids
+from tinychat_ros.models.fields import token_ids
+from tinychat_ros.models.registry import read_config
 
 _DTYPE_BYTES = {'F64': 8, 'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'I32': 4, 'I16': 2, 'I8': 1,
                 'U8': 1, 'BOOL': 1}
@@ -70,7 +71,7 @@ class CheckpointReader:
             found = 'got a file' if os.path.exists(path) else 'and there is none'
             raise CheckpointError(f'{path}: expected a checkpoint folder, {found}')
         self.path = path
-        self.config = ModelConfig.from_dict(read_json(path / 'config.json'))
+        self.config = read_config(read_json(path / 'config.json'))
         self._stack = ExitStack()
         self._files = {}
         self._shards = _shards(path)

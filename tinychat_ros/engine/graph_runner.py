@@ -35,7 +35,7 @@ from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import cpu, cuda, extension, ops
 from tinychat_ros.kernels.operands import Candidates, StepState
 from tinychat_ros.models.kv_cache import KVCache
-from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.causal_lm import CausalLM
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class GraphRunner:
     :raises KernelError: a part of the step has no kernel, and cannot be recorded on the CPU.
     """
 
-    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device) -> None:
+    def __init__(self, model: CausalLM, cache: KVCache, device: torch.device) -> None:
         self._model = model
         self._cache = cache
         self._device = device
@@ -167,7 +167,7 @@ class GraphRunner:
         return token
 
 
-def make_runner(model: LlamaModel, cache: KVCache,
+def make_runner(model: CausalLM, cache: KVCache,
                 device: torch.device) -> Union[ModelRunner, GraphRunner]:
     """Return the runner for a model: with graphs, where kernels take all that needs a position."""
     refusal = cuda.refusal(device, model.dtype, model.config.head_dim)

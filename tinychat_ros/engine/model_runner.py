@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tinychat_ros.engine.sampler import Sampler, SamplingParams
 from tinychat_ros.models.kv_cache import KVCache
-from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.causal_lm import CausalLM
 
 
 class ModelRunner:
@@ -33,7 +33,7 @@ class ModelRunner:
     for.
     """
 
-    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device) -> None:
+    def __init__(self, model: CausalLM, cache: KVCache, device: torch.device) -> None:
         self._model = model
         self._cache = cache
         self._device = device

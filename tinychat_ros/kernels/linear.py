@@ -116,6 +116,16 @@ def can_concatenate(weights: Sequence[StoredWeight]) -> bool:
     return len({_kind(w) for w in weights}) == 1
 
 
+def reordered(weight: StoredWeight, rows: Optional[Tensor]) -> StoredWeight:
+    """Return a weight, or a bias [N], whose row i is row rows[i] of the given one; None: it."""
+    if rows is None:
+        return weight
+    if isinstance(weight, Tensor):
+        return weight[rows.to(weight.device)]
+    return replace(weight, **{field: tensor[rows.to(tensor.device)]
+                              for field, tensor in tensors_of(weight).items()})
+
+
 def why_reference(weight: StoredWeight, dtype: torch.dtype = torch.float16) -> Optional[str]:
     """
     Return why a quantized weight runs on the reference, or None where a kernel takes it.

@@ -16,63 +16,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional
 
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
+from tinychat_ros.models.fields import count, number, of_type, token_ids
+from tinychat_ros.models.names import Names
+from tinychat_ros.models.rope import RopeConfig
 
-# Torch computes with these numbers in fp32.
-_LARGEST_NUMBER = 1e30
+# Hugging Face's names of activations, and those of kernels/reference.py.
+ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh',
+               'gelu_new': 'gelu_tanh', 'gelu_fast': 'gelu_tanh'}
 
-# Each type, and the keys that it needs.
-ROPE_TYPES = {
-    'default': (),
-    'linear': ('factor',),
-    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor',
-               'original_max_position_embeddings'),
-}
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """
-    The rotary embedding: base frequency and how long contexts stretch it.
-
-    The fields after ``factor`` are read for the type ``llama3`` only.
-    """
-
-    rope_type: str = 'default'
-    theta: float = 10000.0
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> RopeConfig:
-        """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling``."""
-        rope = {'rope_theta': config.get('rope_theta'), **_object(config, 'rope_scaling'),
-                **_object(config, 'rope_parameters')}
-        rope_type = rope.get('rope_type', rope.get('type', 'default'))
-        if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
-            raise UnsupportedModelError(
-                f"config.json: rope_type: expected one of {', '.join(ROPE_TYPES)}, "
-                f'got {rope_type!r}')
-        for key in ROPE_TYPES[rope_type]:
-            if rope.get(key) is None:
-                raise CheckpointError(f'config.json: rope_type {rope_type!r}: expected the key '
-                                      f'{key!r} beside it')
-        values = {key: _number(rope, key, 1.0) for key in ROPE_TYPES[rope_type]}
-        parsed = cls(rope_type, _number(rope, 'rope_theta', cls.theta), **values)
-        if parsed.low_freq_factor >= parsed.high_freq_factor:
-            raise CheckpointError(
-                'config.json: high_freq_factor: expected more than low_freq_factor = '
-                f'{parsed.low_freq_factor}, got {parsed.high_freq_factor}')
-        return parsed
+_LAYER_TYPES = ('sliding_attention', 'full_attention')
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder's shape, with Hugging Face's field names."""
+    """
+    A decoder's shape, with Hugging Face's field names, and what its family does otherwise.
+
+    :param layer_norm: norms subtract the mean.
+    :param norm_offset: added to the weights of the norms.
+    :param gated_mlp: the MLP multiplies the activated gate with the up projection; else it has an
+        up projection alone.
+    :param parallel: the MLP reads what the attention reads, and both are added to it.
+    :param rope: None where positions are not rotated.
+    :param local_rope: of the layers with a window, where it differs.
+    :param sliding_windows: of each layer, how many positions a token sees, itself among them; 0
+        is all.
+    :param alibi_bias_max: of ALiBi's slopes; 0 is no ALiBi.
+    :param clip_qkv: bounds what queries, keys and values are projected to; 0 leaves it.
+    :param qkv_grouped: the rows of the checkpoint's one QKV matrix are, for each KV head, those of
+        its query heads, its key and its value.
+    """
 
     model_type: str
     vocab_size: int
@@ -83,37 +59,55 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float = 1e-6
+    attention_scale: float
+    sliding_windows: tuple[int, ...]
+    norm_eps: float = 1e-6
+    layer_norm: bool = False
+    norm_offset: float = 0.0
     tie_word_embeddings: bool = False
     hidden_act: str = 'silu'
+    gated_mlp: bool = True
+    parallel: bool = False
     eos_token_ids: tuple[int, ...] = ()
-    rope: RopeConfig = field(default_factory=RopeConfig)
+    rope: Optional[RopeConfig] = field(default_factory=RopeConfig)
+    local_rope: Optional[RopeConfig] = None
+    alibi_bias_max: float = 0.0
+    clip_qkv: float = 0.0
+    attn_logit_softcapping: float = 0.0
+    final_logit_softcapping: float = 0.0
+    embedding_scale: float = 1.0
+    qkv_grouped: bool = False
+    names: Names = field(default_factory=Names)
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, config: Mapping[str, Any], **family: Any) -> ModelConfig:
         """
-        Read the dictionary that config.json holds.
+        Read the dictionary that config.json holds, under the names that most families use.
 
+        :param family: fields that a family knows, which are then not read.
         :raises CheckpointError: a key is missing, of the wrong type or contradicts another.
         :raises UnsupportedModelError: a value is legal but not built.
         """
-        heads = _count(config, 'num_attention_heads')
-        hidden = _count(config, 'hidden_size')
+        heads, layers = count(config, 'num_attention_heads'), count(config, 'num_hidden_layers')
+        hidden = count(config, 'hidden_size')
+        head_dim = _head_dim(config, hidden, heads)
+        values = {
+            'rope': family['rope'] if 'rope' in family else RopeConfig.from_dict(config),
+            'sliding_windows': (0,) * layers, 'attention_scale': head_dim ** -0.5,
+            'norm_eps': number(config, 'rms_norm_eps', cls.norm_eps),
+            'hidden_act': activation(config, 'hidden_act'),
+            'tie_word_embeddings': of_type(config, 'tie_word_embeddings', bool, False), **family}
         parsed = cls(
-            model_type=_of_type(config, 'model_type', str),
-            vocab_size=_count(config, 'vocab_size'),
+            model_type=of_type(config, 'model_type', str),
+            vocab_size=count(config, 'vocab_size'),
             hidden_size=hidden,
-            intermediate_size=_count(config, 'intermediate_size'),
-            num_hidden_layers=_count(config, 'num_hidden_layers'),
+            intermediate_size=count(config, 'intermediate_size'),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=_count(config, 'num_key_value_heads', heads),
-            head_dim=_head_dim(config, hidden, heads),
-            max_position_embeddings=_count(config, 'max_position_embeddings', 2048),
-            rms_norm_eps=_number(config, 'rms_norm_eps', 1e-6),
-            tie_word_embeddings=_of_type(config, 'tie_word_embeddings', bool, False),
-            hidden_act=config.get('hidden_act', 'silu'),
-            eos_token_ids=token_ids(config.get('eos_token_id')),
-            rope=RopeConfig.from_dict(config))
+            num_key_value_heads=count(config, 'num_key_value_heads', heads),
+            head_dim=head_dim,
+            max_position_embeddings=count(config, 'max_position_embeddings', 2048),
+            eos_token_ids=token_ids(config.get('eos_token_id')), **values)
         parsed._check()
         return parsed
 
@@ -125,58 +119,49 @@ class ModelConfig:
         if self.head_dim % 2:
             raise CheckpointError(f'config.json: head_dim: expected an even number, '
                                   f'got {self.head_dim}')
-        if self.hidden_act != 'silu':
-            raise UnsupportedModelError(f'config.json: hidden_act: expected silu, '
-                                        f'got {self.hidden_act!r}')
 
 
-def token_ids(value: Any) -> tuple[int, ...]:
-    """Read a token id field, which Hugging Face lets be absent, one number or a list."""
-    if value is None:
-        return ()
-    ids = value if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(i, int) and i >= 0 for i in ids):
-        raise CheckpointError(f'eos_token_id: expected token ids, got {value!r}')
-    return tuple(ids)
+def sliding_windows(config: Mapping[str, Any],
+                    is_local: Callable[[int], bool]) -> tuple[int, ...]:
+    """
+    Return the window of each layer.
+
+    :param is_local: whether a layer has one where the config has no ``layer_types``.
+    """
+    layers = count(config, 'num_hidden_layers')
+    if config.get('sliding_window') is None:
+        return (0,) * layers
+    types = of_type(config, 'layer_types', list, [
+        'sliding_attention' if is_local(i) else 'full_attention' for i in range(layers)])
+    if len(types) != layers or not set(types) <= set(_LAYER_TYPES):
+        raise CheckpointError(f"config.json: layer_types: expected {layers} of "
+                              f"{' or '.join(_LAYER_TYPES)}, got {types!r}")
+    window = count(config, 'sliding_window')
+    return tuple(window if kind == 'sliding_attention' else 0 for kind in types)
 
 
-def _require(config: Mapping[str, Any], key: str) -> Any:
-    if config.get(key) is None:
-        raise CheckpointError(f'config.json: expected the key {key!r}, and it is missing')
-    return config[key]
+def activation(config: Mapping[str, Any], key: str, default: str = 'silu') -> str:
+    """Return the name that kernels/reference.py has for the activation of a key."""
+    name = of_type(config, key, str, default)
+    if name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"config.json: {key}: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
 
 
-def _of_type(config: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
-    value = config.get(key, default)
-    value = _require(config, key) if value is None else value
-    if not isinstance(value, kind):
-        raise CheckpointError(
-            f'config.json: {key}: expected {kind.__name__}, got {type(value).__name__} {value!r}')
-    return value
+def refuse(config: Mapping[str, Any], key: str, built: Any) -> None:
+    """
+    Refuse a value that changes what the model computes, and is not built.
 
-
-def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return {} if config.get(key) is None else _of_type(config, key, dict)
+    :param built: the only value that is, the same as that of an absent key.
+    """
+    if config.get(key) not in (None, built):
+        raise UnsupportedModelError(
+            f'config.json: {key}: expected {built!r}, got {config[key]!r}')
 
 
 def _head_dim(config: Mapping[str, Any], hidden: int, heads: int) -> int:
     if config.get('head_dim') is None and hidden % heads:
         raise CheckpointError('config.json: hidden_size: expected a multiple of '
                               f'num_attention_heads = {heads}, got {hidden}')
-    return _count(config, 'head_dim', hidden // heads)
-
-
-def _count(config: Mapping[str, Any], key: str, default: Optional[int] = None) -> int:
-    value = config.get(key)
-    value = default if value is None and default is not None else _require(config, key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f'config.json: {key}: expected a positive integer, got {value!r}')
-    return value
-
-
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = default if config.get(key) is None else config[key]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= _LARGEST_NUMBER:
-        raise CheckpointError(f'config.json: {key}: expected a positive number, got {value!r}')
-    return value
+    return count(config, 'head_dim', hidden // heads)

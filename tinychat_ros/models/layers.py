@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What architectures share: where weights come from, and the rotary tables."""
+"""What architectures share: where weights come from, ALiBi's slopes, the order of QKV rows."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.kernels.linear import Linear
-from tinychat_ros.kernels.operands import RotaryTable
 from tinychat_ros.kernels.packing import TileOrder
-from tinychat_ros.models.config import ModelConfig, RopeConfig
 
 
 class WeightSource(Protocol):
@@ -33,42 +31,33 @@ class WeightSource(Protocol):
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return a plain tensor in the compute dtype, or a matrix as kernels widen it."""
 
+    def optional(self, name: str, shape: Sequence[int]) -> Optional[Tensor]:
+        """Return a plain tensor, or None where the checkpoint has none."""
+
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
-                order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
+                order: Optional[TileOrder] = None,
+                rows: Optional[Tensor] = None) -> tuple[Linear, ...]:
         """
         Return linears that share an input, joined into one where their kinds allow it.
 
         :param order: of the rows of all, for the kernels that can make use of it.
+        :param rows: int64 [N], where each row of a single linear stands in the checkpoint; None
+            for the same place.
         """
 
 
-def _default_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    return 1.0 / rope.theta ** exponents
+def alibi_slopes(heads: int, bias_max: float) -> Tensor:
+    """
+    Return the slope of each head, fp32 [Hq] (Press et al., ALiBi, 2022).
+
+    Heads beyond a power of two take every other slope of the next one, as MPT does.
+    """
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = 2.0 ** -(torch.arange(1, power + 1, dtype=torch.float32) * (bias_max / power))
+    return slopes if power == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]
 
 
-def _linear_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    return _default_frequencies(rope, head_dim) / rope.factor
-
-
-def _llama3_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Stretch long wavelengths, keep short ones, blend between (Llama 3.1)."""
-    frequencies = _default_frequencies(rope, head_dim)
-    rotations = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
-    blend = (rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = blend.clamp(0, 1)
-    return (1 - blend) * frequencies / rope.factor + blend * frequencies
-
-
-ROPE_FREQUENCIES = {
-    'default': _default_frequencies,
-    'linear': _linear_frequencies,
-    'llama3': _llama3_frequencies,
-}
-
-
-def rotary_table(config: ModelConfig, max_seq_len: int, device: torch.device) -> RotaryTable:
-    """Return cosines and sines of every position, each fp32 [max_seq_len, D/2]."""
-    frequencies = ROPE_FREQUENCIES[config.rope.rope_type](config.rope, config.head_dim)
-    angles = torch.arange(max_seq_len, dtype=torch.float32)[:, None] * frequencies
-    return RotaryTable(angles.cos().to(device), angles.sin().to(device))
+def grouped_rows(heads: int, kv_heads: int, head_dim: int) -> Tensor:
+    """Return where queries, keys and values stand in a QKV matrix that is grouped by KV head."""
+    rows = torch.arange((heads + 2 * kv_heads) * head_dim).view(kv_heads, -1, head_dim)
+    return torch.cat([rows[:, :-2].flatten(), rows[:, -2].flatten(), rows[:, -1].flatten()])

@@ -11,28 +11,46 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which class runs which ``model_type`` of config.json."""
+"""Which function reads the config.json of which ``model_type``; all run as one CausalLM."""
 
 from __future__ import annotations
 
-from typing import Type
+from typing import Any, Mapping
 
 from tinychat_ros.errors import UnsupportedModelError
-from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.config import ModelConfig
+from tinychat_ros.models.falcon import read_falcon
+from tinychat_ros.models.fields import of_type
+from tinychat_ros.models.gemma import read_gemma2, read_gemma3
+from tinychat_ros.models.llama import read_llama
+from tinychat_ros.models.mistral import read_mistral
+from tinychat_ros.models.mpt import read_mpt
+from tinychat_ros.models.phi3 import read_phi3
+from tinychat_ros.models.qwen import read_qwen2, read_qwen3
 
-MODELS = {
-    'llama': LlamaModel,
+FAMILIES = {
+    'falcon': read_falcon,
+    'gemma2': read_gemma2,
+    'gemma3_text': read_gemma3,
+    'llama': read_llama,
+    'mistral': read_mistral,
+    'mpt': read_mpt,
+    'phi3': read_phi3,
+    'qwen2': read_qwen2,
+    'qwen3': read_qwen3,
 }
 
 
-def model_class(model_type: str) -> Type[LlamaModel]:
+def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """
-    Return the class of a model type.
+    Read the dictionary that config.json holds.
 
-    :raises UnsupportedModelError: when there is none, naming those there are.
+    :raises CheckpointError: a key is missing, of the wrong type or contradicts another.
+    :raises UnsupportedModelError: the architecture, or what a value asks for, is not built.
     """
-    if model_type not in MODELS:
+    model_type = of_type(config, 'model_type', str)
+    if model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"config.json: model_type: expected one of {', '.join(sorted(MODELS))}, "
+            f"config.json: model_type: expected one of {', '.join(sorted(FAMILIES))}, "
             f'got {model_type!r}')
-    return MODELS[model_type]
+    return FAMILIES[model_type](config)

@@ -27,7 +27,7 @@ from tinychat_ros.kernels.ops import Norm
 from tinychat_ros.kernels.packing import QuantizedWeight, tensors_of
 from tinychat_ros.kernels.rtn import (
     fit_grid, nearest_codes, packed, rounded, WeightSpec)
-from tinychat_ros.models.llama import LlamaBlock
+from tinychat_ros.models.block import Block
 from tinychat_ros.quantization.awq import best_scale, candidates, fit_clipped_grid, Scale
 from tinychat_ros.quantization.gptq import codes_with_feedback
 from tinychat_ros.quantization.method import Method
@@ -49,7 +49,7 @@ class BlockQuantizer:
     :param shared_queries: query heads that read one KV head.
     """
 
-    def __init__(self, block: LlamaBlock, prefix: str, spec: WeightSpec, method: Method,
+    def __init__(self, block: Block, prefix: str, spec: WeightSpec, method: Method,
                  scratch: Scratch, shared_queries: int) -> None:
         self.original = self.current = block
         self.tensors: dict[str, StoredWeight] = {}

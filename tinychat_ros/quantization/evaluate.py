@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from tinychat_ros.errors import ConfigError
 from tinychat_ros.models.kv_cache import KVCache
-from tinychat_ros.models.llama import LlamaModel
+from tinychat_ros.models.causal_lm import CausalLM
 
 # The logits of one piece over a vocabulary of 128,000 take 131 MB.
 _PIECE = 256
@@ -45,7 +45,7 @@ class Perplexity:
     tokens: int
 
 
-def perplexity(model: LlamaModel, token_lists: Sequence[Sequence[int]],
+def perplexity(model: CausalLM, token_lists: Sequence[Sequence[int]],
                device: torch.device) -> Perplexity:
     """
     Predict every token of each text but the first from those before it.
@@ -81,7 +81,7 @@ def token_lists(texts: Sequence[str], encode: Callable[[str], list[int]], contex
             for start in range(0, len(ids), context)]
 
 
-def _losses(model: LlamaModel, cache: KVCache, ids: Sequence[int],
+def _losses(model: CausalLM, cache: KVCache, ids: Sequence[int],
             device: torch.device) -> Iterator[Tensor]:
     """Yield the negative log-likelihoods of a text, one tensor fp32 per piece."""
     for start in range(0, len(ids) - 1, _PIECE):

@@ -28,7 +28,7 @@ from torch import Tensor
 from tinychat_ros.checkpoint.quantization_config import awq_config, w3_config, w8a8_config
 from tinychat_ros.checkpoint.reader import CheckpointReader, read_json
 from tinychat_ros.models.config import ModelConfig
-from tinychat_ros.models.llama import LlamaBlock
+from tinychat_ros.models.block import Block
 from tinychat_ros.quantization.block import BlockQuantizer
 from tinychat_ros.quantization.job import check, Job, settings, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.progress import Progress
@@ -92,7 +92,7 @@ class _Run:
         with CheckpointReader(job.source) as reader:
             self.model: ModelConfig = reader.config
         self._job, self._work = job, work
-        _, self._parts = recipe(self.model.model_type)
+        self._parts = recipe(self.model.model_type)
         self._lengths = [len(sample) for sample in job.samples]
         self._scratch = Scratch(self.model, max(self._lengths, default=1), job.device)
 
@@ -101,7 +101,7 @@ class _Run:
         scheme = self._job.scheme
         queries = self.model.num_attention_heads // self.model.num_key_value_heads
 
-        def worker(index: int, block: LlamaBlock) -> Worker:
+        def worker(index: int, block: Block) -> Worker:
             return BlockQuantizer(block, block_prefix(index), scheme.spec, scheme.method,
                                   self._scratch, queries)
         streams = STREAMS[scheme.method.inputs] if scheme.method.calibrated else ()
@@ -135,7 +135,7 @@ class _Run:
         self._work.save_block(index, worker.tensors, worker.results)
 
     def _walk(self, title: str, names: Sequence[str], blocks: range,
-              make: Callable[[int, LlamaBlock], Worker],
+              make: Callable[[int, Block], Worker],
               save: Callable[[int, Worker], None]) -> int:
         """Let a worker of its own treat each block; return how many blocks that were."""
         total = self.model.num_hidden_layers
@@ -146,7 +146,8 @@ class _Run:
         layers = sum(len(part.first_names) + 1 for part in self._parts)
         with Progress(title, blocks.start, total, layers) as progress:
             for index in blocks:
-                block = load_block(self._job.source, index, self._job.device)
+                block = load_block(self._job.source, index, self._job.device,
+                                   self._scratch.positions)
                 worker = make(index, block)
                 # The places that are behind once the block is saved; until then a killed run
                 # needs what entered the block.
@@ -170,7 +171,7 @@ class _Run:
             worker.quantize(part, partial(streams.pairs, place),
                             partial(streams.pairs, place, self._job.search_samples))
 
-    def _output(self, worker: Worker, original: LlamaBlock, part: Part, stream: str,
+    def _output(self, worker: Worker, original: Block, part: Part, stream: str,
                 x: Tensor) -> Tensor:
         return part.output(original if stream == ORIGINAL else worker.current, x, self._scratch)
 

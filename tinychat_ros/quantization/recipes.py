@@ -22,18 +22,17 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.errors import UnsupportedModelError
-from tinychat_ros.kernels.ops import LayerCache, linear_residual, RotaryTable
+from tinychat_ros.kernels.ops import LayerCache, linear_residual
+from tinychat_ros.models.block import Block, Positions
 from tinychat_ros.models.config import ModelConfig
-from tinychat_ros.models.layers import rotary_table
-from tinychat_ros.models.llama import LlamaBlock
 
 
 class Scratch:
-    """Rotary tables and a cache that any sequence of up to ``length`` tokens can use."""
+    """Positions and a cache that any sequence of up to ``length`` tokens can use."""
 
     def __init__(self, config: ModelConfig, length: int, device: torch.device) -> None:
         shape = (config.num_key_value_heads, length, config.head_dim)
-        self.rope: RotaryTable = rotary_table(config, length, device)
+        self.positions = Positions.of(config, length, device)
         self.cache = LayerCache(torch.empty(shape, device=device),
                                 torch.empty(shape, device=device))
 
@@ -59,12 +58,12 @@ class Part:
     first_names: tuple[str, ...]
     last: str
     last_name: str
-    hidden: Callable[[LlamaBlock, Tensor, Scratch], Tensor]
+    hidden: Callable[[Block, Tensor, Scratch], Tensor]
     source: int
     shared_heads: bool = False
     unclipped: tuple[int, ...] = ()
 
-    def output(self, block: LlamaBlock, x: Tensor, scratch: Scratch) -> Tensor:
+    def output(self, block: Block, x: Tensor, scratch: Scratch) -> Tensor:
         """Return what this part of a block makes of x [T, H]."""
         return linear_residual(self.hidden(block, x, scratch), getattr(block, self.last), x)
 
@@ -73,20 +72,20 @@ LLAMA = (
     Part('attention_norm', 'input_layernorm',
          'qkv', ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'),
          'o_proj', 'self_attn.o_proj',
-         lambda block, x, scratch: block.attend(x, scratch.rope, scratch.cache, 0),
+         lambda block, x, scratch: block.attend(x, scratch.cache, 0),
          source=2, shared_heads=True, unclipped=(0, 1)),
     Part('mlp_norm', 'post_attention_layernorm',
          'gate_up', ('mlp.gate_proj', 'mlp.up_proj'),
          'down_proj', 'mlp.down_proj',
-         lambda block, x, scratch: block.gated(x), source=1),
+         lambda block, x, scratch: block.activated(x), source=1),
 )
 
-RECIPES = {'llama': (LlamaBlock, LLAMA)}
+RECIPES = {'llama': LLAMA}
 
 
-def recipe(model_type: str) -> tuple[type[LlamaBlock], tuple[Part, ...]]:
+def recipe(model_type: str) -> tuple[Part, ...]:
     """
-    Return an architecture's block and the parts of it.
+    Return the parts of an architecture's block.
 
     :raises UnsupportedModelError: when it cannot be quantized yet, naming those that can.
     """

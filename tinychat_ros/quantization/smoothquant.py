@@ -30,7 +30,7 @@ from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels import ops, reference
 from tinychat_ros.kernels.linear import Linear, StoredWeight
 from tinychat_ros.kernels.packing import Int8Weight
-from tinychat_ros.models.llama import LlamaBlock
+from tinychat_ros.models.block import Block
 from tinychat_ros.quantization.block import fold_into_norm, Inputs
 from tinychat_ros.quantization.recipes import Part, Scratch
 from tinychat_ros.quantization.report import LayerResult
@@ -88,7 +88,7 @@ class Surveyor:
     :param alpha: the only one to try; None tries ALPHAS.
     """
 
-    def __init__(self, block: LlamaBlock, scratch: Scratch, alpha: Optional[float]) -> None:
+    def __init__(self, block: Block, scratch: Scratch, alpha: Optional[float]) -> None:
         self.current = block
         self._scratch = scratch
         self._alphas = ALPHAS if alpha is None else (alpha,)
@@ -104,7 +104,7 @@ class Surveyor:
         return {norm: found.as_json() for norm, found in self._surveys.items()}
 
 
-def survey(part: Part, block: LlamaBlock, scratch: Scratch, inputs: Inputs, search: Inputs,
+def survey(part: Part, block: Block, scratch: Scratch, inputs: Inputs, search: Inputs,
            alphas: Sequence[float]) -> Survey:
     """Measure the inputs of a part, and on ``search`` what each alpha would lose."""
     norm, first = getattr(block, part.norm), getattr(block, part.first)
@@ -140,7 +140,7 @@ class SmoothQuantizer:
     :param block: the block with plain fp32 weights, each linear on its own.
     """
 
-    def __init__(self, block: LlamaBlock, prefix: str, alpha: float,
+    def __init__(self, block: Block, prefix: str, alpha: float,
                  surveys: Mapping[str, Survey]) -> None:
         self.current = block
         self.tensors: dict[str, StoredWeight] = {}

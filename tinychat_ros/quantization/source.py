@@ -25,8 +25,7 @@ from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels.linear import Linear, StoredWeight
 from tinychat_ros.kernels.packing import TileOrder
-from tinychat_ros.models.llama import LlamaBlock
-from tinychat_ros.quantization.recipes import recipe
+from tinychat_ros.models.block import Block, Positions
 
 BLOCKS = 'model.layers.'
 EMBEDDING = 'model.embed_tokens.weight'
@@ -39,17 +38,18 @@ def block_prefix(index: int) -> str:
     return f'{BLOCKS}{index}.'
 
 
-def load_block(source: Path, index: int, device: torch.device) -> LlamaBlock:
+def load_block(source: Path, index: int, device: torch.device,
+               positions: Positions = Positions()) -> Block:
     """
     Return a block in fp32, each linear on its own, since each is rounded on its own.
 
     The file is mapped for this block alone: the pages read count as memory of the process.
 
+    :param positions: what the block needs to run.
     :raises CheckpointError: a tensor is missing or cannot be right.
     """
     with CheckpointReader(source) as reader:
-        block, _ = recipe(reader.config.model_type)
-        return block.load(reader.config, _Floats(reader, device), block_prefix(index).rstrip('.'))
+        return Block.load(reader.config, _Floats(reader, device), index, positions)
 
 
 def other_tensors(reader: CheckpointReader) -> dict[str, StoredWeight]:
@@ -93,10 +93,14 @@ class _Floats:
         tensor = _floats(self._reader, name, shape)
         return tensor.to(self._device, torch.float32, copy=True)
 
+    def optional(self, name: str, shape: Sequence[int]) -> Optional[Tensor]:
+        """Return a tensor in fp32, or None where there is none."""
+        return self.tensor(name, shape) if name in self._reader.names else None
+
     def linears(self, names: Sequence[str], out_features: Sequence[int], in_features: int,
-                order: Optional[TileOrder] = None) -> tuple[Linear, ...]:
+                order: Optional[TileOrder] = None,
+                rows: Optional[Tensor] = None) -> tuple[Linear, ...]:
         """Return each linear on its own."""
-        biases = [f'{name}.bias' for name in names]
         return tuple(Linear(self.tensor(f'{name}.weight', [n, in_features]),
-                            self.tensor(bias, [n]) if bias in self._reader.names else None)
-                     for name, bias, n in zip(names, biases, out_features))
+                            self.optional(f'{name}.bias', [n]))
+                     for name, n in zip(names, out_features))
