@@ -189,7 +189,8 @@ setup(
     ext_modules=[kernels],
     cmdclass={'build_ext': BuildKernels},
     zip_safe=False,
-    install_requires=['jinja2', 'safetensors', 'sentencepiece', 'tokenizers', 'torch', 'tqdm'],
+    install_requires=[
+        'jinja2', 'pillow', 'safetensors', 'sentencepiece', 'tokenizers', 'torch', 'tqdm'],
     # colcon runs pytest only where this names it.
     extras_require={'report': ['matplotlib'], 'test': ['pytest']},
     entry_points={

@@ -173,7 +173,7 @@ def test_error_codes_are_the_same_wherever_they_stand():
     reasons = constants('msg/TokenChunk.msg')
     codes = {name: value for name, value in constants('msg/Response.msg').items()
              if name not in reasons}
-    assert [value for value, _ in codes.values()] == list(range(7))
+    assert [value for value, _ in codes.values()] == list(range(11))
     assert codes.items() <= constants('action/Generate.action').items()
 
 

@@ -63,6 +63,30 @@ class PromptTooLongError(InvalidRequestError):
         self.max_seq_len = max_seq_len
 
 
+class ImageError(InvalidRequestError):
+    """A request shows an image that cannot be looked at; one of the kinds below."""
+
+
+class ImageMissingError(ImageError):
+    """No image has come, or none with the stamp that was asked for is kept."""
+
+
+class ImageStaleError(ImageError):
+    """The image is older than it may be."""
+
+
+class ImageCorruptError(ImageError):
+    """The image is cut short or damaged."""
+
+
+class ImageUnsupportedError(ImageError):
+    """The image is too large, or of an encoding or a format that is not read."""
+
+
+class ModelCannotSeeError(ImageError):
+    """A request shows an image to a model that takes text alone."""
+
+
 class QueueFullError(TinychatError):
     """The request queue holds as many requests as it may."""
 

@@ -63,6 +63,8 @@ REFUSED = (
     ({'max_new_tokens': -2**31}, 'max_new_tokens: expected'),
     ({'policy': 4}, 'policy: expected'),
     ({'policy': 255}, 'policy: expected'),
+    ({'image': 1}, 'image: expected NO_IMAGE'),
+    ({'image': 255}, 'image: expected 0 to 2'),
     *(({'sampling': {name: value}}, f'{name}: expected')
       for name in ('temperature', 'top_p', 'min_p', 'repetition_penalty')
       for value in (math.nan, math.inf, -math.inf, -0.5, 3.0e38)),

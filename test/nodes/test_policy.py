@@ -20,8 +20,9 @@ from xml.etree import ElementTree
 from node_process import ROOT
 import pytest
 
-# Not in every ROS, or only with a parameter.
-SOMETIMES = {('subscribe', '/clock'), ('reply', '~/get_type_description')}
+# Not in every ROS, only with a parameter, or only with a model that sees.
+SOMETIMES = {('subscribe', '/clock'), ('reply', '~/get_type_description'),
+             ('subscribe', '~/image'), ('subscribe', '~/image/compressed')}
 ACTION_PARTS = {
     'execute': [('publish', 'feedback'), ('publish', 'status'), ('reply', 'cancel_goal'),
                 ('reply', 'get_result'), ('reply', 'send_goal')],
@@ -48,6 +49,8 @@ def allowed(node: str) -> set[tuple[str, str]]:
 @pytest.fixture(scope='module')
 def real(client, story_node) -> dict[tuple[str, str], str]:
     """Return what the running node does, and the type of each."""
+    named = ('tinychat', story_node.namespace)
+    client.wait(lambda: named in client.node.get_node_names_and_namespaces())
     own = f'{story_node.namespace}/tinychat/'
     calls = {'publish': 'publisher', 'subscribe': 'subscriber', 'reply': 'service',
              'request': 'client'}

@@ -37,7 +37,8 @@ from tinychat_ros.engine.request import (
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.engine.tokenizer import Tokenizer
 from tinychat_ros.errors import (
-    ChatTemplateError, InvalidRequestError, PromptTooLongError, TokenizerError)
+    ChatTemplateError, InvalidRequestError, ModelCannotSeeError, PromptTooLongError,
+    TokenizerError)
 from tinychat_ros.kernels import cpu
 from tinychat_ros.models.kv_cache import KVCache
 
@@ -48,6 +49,7 @@ class ModelInfo:
     What an engine has loaded; sizes in bytes, lengths in tokens.
 
     :param model_hash: SHA-256 of config.json and the weights, in hexadecimal.
+    :param sees: a request may show it an image.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ModelInfo:
     num_slots: int
     device: str
     dtype: str
+    sees: bool = False
 
 
 class Engine:
@@ -129,6 +132,7 @@ class Engine:
         said by then stays in the conversation.
 
         :raises PromptTooLongError: the prompt does not fit the context.
+        :raises ModelCannotSeeError: the request shows an image to a model that takes text alone.
         :raises ChatTemplateError: there is no template, or it refuses the messages.
         :raises EngineBusyError: an answer of this conversation is under way, or one in each slot.
         """
@@ -175,11 +179,17 @@ class Engine:
         return False
 
     def _generate(self, request: Request) -> Iterator[Chunk]:
+        self._check_image(request)
         conversation = self._conversations.begin(request.conversation_id)
         try:
             yield from self._answer(request, conversation)
         finally:
             self._conversations.end(conversation)
+
+    def _check_image(self, request: Request) -> None:
+        if request.image is not None and not self.info.sees:
+            raise ModelCannotSeeError(f'image: expected none, since {self.info.name} takes text '
+                                      'alone, got one')
 
     def _answer(self, request: Request, conversation: Conversation) -> Iterator[Chunk]:
         prompt = self._prompt_ids(conversation, request)

@@ -21,6 +21,7 @@ import time
 from typing import Optional
 import uuid
 
+from tinychat_ros.engine.image import Image
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import InvalidRequestError
 
@@ -70,6 +71,7 @@ class Request:
     One prompt.
 
     :param text: what the user says.
+    :param image: what the user shows with ``text``.
     :param messages: when given, they replace the conversation's history; ``text`` may then be
         empty, if the last of them asks for an answer.
     :param system: system prompt; '' keeps the conversation's own.
@@ -100,6 +102,7 @@ class Request:
     heard_chars: Optional[int] = None
     priority: int = 0
     policy: Policy = Policy.QUEUE
+    image: Optional[Image] = None
     _ended: FinishReason = field(default=FinishReason.NONE, repr=False)
     _paused: bool = field(default=False, repr=False)
 

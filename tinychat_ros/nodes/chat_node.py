@@ -34,6 +34,7 @@ from tinychat_ros.engine.scheduler import Scheduler
 from tinychat_ros.errors import ModelMissingError, TinychatError
 from tinychat_ros.nodes import parameters
 from tinychat_ros.nodes.answer_publisher import AnswerPublisher
+from tinychat_ros.nodes.camera import Camera
 from tinychat_ros.nodes.diagnostics import diagnostic_status, Statistics
 from tinychat_ros.nodes.input_limits import answerable, check_bytes, check_id, check_prompt
 from tinychat_ros.nodes.lifecycle import answer_impossible_transitions
@@ -70,6 +71,7 @@ class ChatNode(LifecycleNode):
         parameters.declare(self)
         self._outputs = Publishers(self)
         self._create_inputs()
+        self._camera = Camera(self)
         answer_impossible_transitions(self)
         self.create_timer(parameters.value(self, 'diagnostics.period_s'),
                           self._diagnostics_callback)
@@ -119,10 +121,13 @@ class ChatNode(LifecycleNode):
             self._engine.generate, parameters.value(self, 'queue_capacity'),
             max_paused=self._engine.info.num_slots - 1,
             ageing_s=parameters.value(self, 'priority_ageing_s'))
+        if self._engine.info.sees:
+            self._camera.open()
         return self._entered('active')
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End running and waiting requests, each with its result."""
+        self._camera.close()
         self._close_scheduler()
         return self._entered('inactive')
 
@@ -134,6 +139,7 @@ class ChatNode(LifecycleNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End everything, from whatever state."""
+        self._camera.close()
         self._close_scheduler()
         self._engine = None
         return self._entered('finalized')
@@ -331,7 +337,7 @@ class ChatNode(LifecycleNode):
         return to_request(
             prompt, request_id, parameters.value(self, 'max_new_tokens'),
             parameters.sampling(self), self._engine.default_sampling,
-            now=self.get_clock().now().nanoseconds * 1e-9)
+            now=self.get_clock().now().nanoseconds * 1e-9, image=self._camera.image_for(prompt))
 
     def _refuse(self, response):
         response.message = f'{_NOT_ACTIVE}, got {self._problem or self._lifecycle_state}'

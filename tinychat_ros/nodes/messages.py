@@ -18,16 +18,18 @@ from __future__ import annotations
 from dataclasses import replace
 import math
 import time
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional
 
 from builtin_interfaces.msg import Time
 
 from tinychat_ros.engine.conversation import Conversation
 from tinychat_ros.engine.engine import ModelInfo
+from tinychat_ros.engine.image import Image
 from tinychat_ros.engine.request import Message, Policy, Request
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import (
-    ChatTemplateError, InvalidRequestError, ModelMissingError, OutOfMemoryError,
+    ChatTemplateError, ImageCorruptError, ImageMissingError, ImageStaleError,
+    ImageUnsupportedError, InvalidRequestError, ModelMissingError, OutOfMemoryError,
     PromptTooLongError, QueueFullError)
 
 try:
@@ -53,6 +55,10 @@ __all__ = [
 # Looked up from the top: a kind stands before the kinds that it is one of.
 _ERROR_CODES = (
     (PromptTooLongError, Response.PROMPT_TOO_LONG),
+    (ImageMissingError, Response.IMAGE_MISSING),
+    (ImageStaleError, Response.IMAGE_STALE),
+    (ImageCorruptError, Response.IMAGE_CORRUPT),
+    (ImageUnsupportedError, Response.IMAGE_UNSUPPORTED),
     (InvalidRequestError, Response.INVALID_REQUEST),
     (ChatTemplateError, Response.INVALID_REQUEST),
     (QueueFullError, Response.QUEUE_FULL),
@@ -63,7 +69,8 @@ _ERROR_CODES = (
 
 
 def to_request(prompt: Prompt, request_id: str, max_new_tokens: int,
-               overrides: Mapping[str, Any], default: SamplingParams, now: float) -> Request:
+               overrides: Mapping[str, Any], default: SamplingParams, now: float,
+               image: Optional[Image] = None) -> Request:
     """
     Turn a prompt into a request.
 
@@ -72,6 +79,7 @@ def to_request(prompt: Prompt, request_id: str, max_new_tokens: int,
     :param overrides: sampling parameters of the node, before those of the prompt.
     :param default: sampling parameters of the checkpoint.
     :param now: the node's clock, in seconds, against which the deadline counts.
+    :param image: the one that the prompt asks for.
     :raises InvalidRequestError: a field is out of its range.
     """
     if prompt.policy not in set(Policy):
@@ -88,7 +96,7 @@ def to_request(prompt: Prompt, request_id: str, max_new_tokens: int,
         max_new_tokens=prompt.max_new_tokens or max_new_tokens,
         sampling=replace(default, **{**overrides, **_sampling(prompt)}),
         deadline=_deadline(prompt.deadline, now), priority=prompt.priority,
-        policy=Policy(prompt.policy))
+        policy=Policy(prompt.policy), image=image)
 
 
 def error_code(error: Exception) -> int:
@@ -113,7 +121,8 @@ def conversation_info(conversation: Conversation, busy: bool) -> ConversationInf
 def fill_model_info(response: GetModelInfo.Response, info: ModelInfo) -> GetModelInfo.Response:
     """Copy what the engine says of its model into a response."""
     for name in ('name', 'path', 'model_hash', 'architecture', 'format', 'parameters',
-                 'weight_bytes', 'max_seq_len', 'vocab_size', 'device', 'dtype', 'num_slots'):
+                 'weight_bytes', 'max_seq_len', 'vocab_size', 'device', 'dtype', 'num_slots',
+                 'sees'):
         setattr(response, name, getattr(info, name))
     response.success = True
     return response

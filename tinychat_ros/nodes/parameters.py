@@ -126,6 +126,10 @@ SPECS = (
          span=(-1.0, 100.0)),
     Spec('sampling.seed', -1, 'Same seed, same tokens; -1 draws one for each request.',
          span=(-1, 2**63 - 1)),
+    Spec('image.max_age_s', 5.0, 'An older image is not shown to the model [s].',
+         span=(0.001, 86400.0)),
+    Spec('image.history_mb', 32, 'Images that are kept, undecoded, for prompts that ask for one '
+         'by its stamp [MiB].', span=(1, 65536)),
     Spec('stream.flush_ms', 30, 'Tokens are collected for at most this before they are '
          'published [ms].', span=(0, 60000)),
 )
