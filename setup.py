@@ -178,6 +178,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={
         f'{PACKAGE}.demo_model': ['*.json', '*.safetensors'],
+        f'{PACKAGE}.engine.chat_templates': ['*.jinja'],
         f'{PACKAGE}.quantization': ['*.html', '*.jsonl'],
     },
     data_files=[

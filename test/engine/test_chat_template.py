@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_template
 from tinychat_ros.engine.request import Message
 from tinychat_ros.engine.tokenizer import Tokenizer
-from tinychat_ros.errors import ChatTemplateError
+from tinychat_ros.errors import ChatTemplateError, CheckpointError
 
 LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}"
@@ -53,6 +53,9 @@ TEMPLATES = {
     'generation prompt': '{% if add_generation_prompt %}ask{% else %}no{% endif %}',
     'macros': '{% macro say(m) %}<{{ m.role | upper }}>{{ m.content | trim }}{% endmacro %}'
               '{% for m in messages %}{{ say(m) }}{{ "\\n" if not loop.last }}{% endfor %}',
+    'generation': '{% for m in messages %}{% set a = m.role %}{% if m.role == "assistant" %}'
+                  '{% generation %}{% set a = "x" %}{{ a ~ m.content ~ loop.index }}'
+                  '{% endgeneration %}{% endif %}{{ a }}{% endfor %}',
     'white space': '  {% for m in messages %}\n    {{- m.content }}\n  {% endfor %}\n\n  end  \n',
 }
 MESSAGES = {
@@ -109,6 +112,43 @@ def test_what_a_template_refuses_is_told_in_its_words():
         _render(LLAMA2, [('user', 'a'), ('user', 'b')], bos_token='<s>')
 
 
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('No turns') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+
+
+def test_a_system_message_that_is_refused_goes_in_front_of_the_first_question():
+    turns = [('user', 'Hi'), ('assistant', 'Hello'), ('user', 'So?')]
+    assert _render(NO_SYSTEM, [('system', 'Be kind.'), *turns]) == (
+        '<user>Be kind.\n\nHi<assistant>Hello<user>So?')
+    assert _render(NO_SYSTEM, turns) == '<user>Hi<assistant>Hello<user>So?'
+
+
+@pytest.mark.parametrize('roles, refusal', [
+    (['system'], 'No system'), (['system', 'assistant', 'user'], 'No system'),
+    (['system', 'user', 'user'], 'No turns'), (['system', 'system', 'user'], 'No system')])
+def test_other_messages_that_are_refused_stay_so(roles, refusal):
+    with pytest.raises(ChatTemplateError, match=refusal):
+        _render(NO_SYSTEM, [(role, 'x') for role in roles])
+
+
+def test_a_template_that_takes_system_messages_gets_them_even_if_it_drops_them():
+    source = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    assert _render(source, [('system', 'Be kind.'), ('user', 'Hi')]) == 'Hi'
+
+
+@pytest.mark.parametrize('source, expected', [
+    ("{% for m in messages %}{% for p in m.content | selectattr('type', 'equalto', 'text') %}"
+     '{{ p.text }};{% endfor %}{% endfor %}', 'Hi;Yes;'),
+    ("{% for m in messages %}{{ m.content[0]['text'] }};{% endfor %}", 'Hi;Yes;'),
+    ('{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }};'
+     '{% endfor %}', 'Hi;Yes;'),
+    ('{% for m in messages %}{{ m.role }};{% endfor %}', 'user;assistant;')])
+def test_a_template_that_wants_lists_of_parts_gets_them(source, expected):
+    assert _render(source, [('user', 'Hi'), ('assistant', 'Yes')]) == expected
+
+
 @pytest.mark.parametrize('source', [
     "{{ ''.__class__.__mro__ }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     '{{ messages.append(1) }}', '{{ messages[0].update({"role": "x"}) }}',
@@ -138,7 +178,8 @@ def test_a_template_that_fails_in_any_way_is_a_template_error(source):
 
 @pytest.mark.parametrize('source', [
     '{% if %}', '{{ ', '{% for m in messages %}', '{{ x | no_such_filter }}', '{% endfor %}',
-    '{% for a in b %}' * 30 + '{% endfor %}' * 30, 5, {'default': 'x'}, ['x'], b'x'])
+    '{% for a in b %}' * 30 + '{% endfor %}' * 30, '{% generation %}', 5, {'default': 'x'}, ['x'],
+    b'x'])
 def test_what_is_no_jinja_is_refused_when_it_is_loaded(source):
     with pytest.raises(ChatTemplateError, match='chat template: expected'):
         ChatTemplate(source, {})
@@ -153,6 +194,15 @@ def test_a_template_file_comes_before_the_config(tmp_path):
     assert find_template(tmp_path, {'chat_template': 'a'}) == 'a'
     (tmp_path / 'chat_template.jinja').write_text('é', encoding='utf-8')
     assert find_template(tmp_path, {'chat_template': 'a'}) == 'é'
+
+
+def test_the_template_of_an_image_model_counts_where_there_is_no_other(tmp_path):
+    (tmp_path / 'chat_template.json').write_text('{"chat_template": "j"}')
+    assert find_template(tmp_path, {}) == 'j'
+    assert find_template(tmp_path, {'chat_template': 'a'}) == 'a'
+    (tmp_path / 'chat_template.json').write_text('["j"]')
+    with pytest.raises(CheckpointError, match='chat_template.json: expected a JSON object'):
+        find_template(tmp_path, {})
 
 
 @pytest.mark.parametrize('templates, expected', [

@@ -14,14 +14,15 @@
 """The engine over a fake model: turns, slots, limits, interruptions; no weights take part."""
 
 import gc
+import json
 import threading
 import time
 import weakref
 
-from fake_model import EOS, hashed
+from fake_model import EOS, FakeRunner, hashed
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import write_chat_model
+from tiny_models import SPECIAL_TOKENS, write_chat_model
 
 from tinychat_ros.engine.engine import Engine, return_memory
 from tinychat_ros.engine.request import FinishReason, Message, Request
@@ -29,6 +30,8 @@ from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import (
     ChatTemplateError, CheckpointError, ConfigError, EngineBusyError, InvalidRequestError,
     OutOfMemoryError, PromptTooLongError, TokenizerError)
+
+SYSTEM, USER = (256 + SPECIAL_TOKENS.index(token) for token in ('<|system|>', '<|user|>'))
 
 
 def _ask(engine, text='', **fields):
@@ -516,8 +519,68 @@ def test_a_template_that_refuses_the_messages_leaves_the_engine_free(tmp_path):
     _ask(engine, 'hi', messages=(), max_new_tokens=1)
     for _ in range(2):
         with pytest.raises(ChatTemplateError, match='one only'):
-            _ask(engine, 'hi', system='be kind')
+            _ask(engine, 'hi', messages=(Message('user', 'a'), Message('assistant', 'b')))
     _ask(engine, 'hi', max_new_tokens=1)
+
+
+def _ends(engine, token):
+    """Say whether an answer ends with a token."""
+    engine.reset_all_conversations()
+    engine._runner = FakeRunner(lambda tokens: token, engine.info.vocab_size)
+    return _ask(engine, 'hi', max_new_tokens=2).finish_reason == FinishReason.STOP
+
+
+@pytest.mark.parametrize('in_config, in_generation, expected', [
+    (None, None, {EOS}), (7, None, {7, EOS}), ([7, USER], None, {7, USER, EOS}),
+    # A letter that only config.json names is a default of the config's class.
+    (7, [8, USER], {8, USER, EOS}), ([7, SYSTEM], USER, {SYSTEM, USER, EOS}),
+    (USER, [], {USER, EOS}), (USER, None, {USER, EOS})])
+def test_an_answer_ends_with_what_the_configs_and_the_tokenizer_name(in_config, in_generation,
+                                                                     expected, tmp_path):
+    write_chat_model(tmp_path, eos_token_id=in_config)
+    (tmp_path / 'generation_config.json').write_text(json.dumps({'eos_token_id': in_generation}))
+    engine = Engine.load(tmp_path, device='cpu')
+    assert {i for i in (7, 8, SYSTEM, USER, EOS) if _ends(engine, i)} == expected
+
+
+@pytest.mark.parametrize('template, expected', [
+    ('{% for m in messages %}{{ m.content }}\n <|user|></s>{% endfor %}', {USER}),
+    ('{% for m in messages %}<|system|>{{ m.content }}{% endfor %}', {SYSTEM}),
+    ('{% for m in messages %}{{ m.content }}.</s>{% endfor %}', set()),
+    ("{% for m in messages if m.role != 'assistant' %}{{ m.content }}</s>{% endfor %}", set()),
+    ('{{ raise_exception("no") if messages | length > 1 }}{{ messages[0].content }}</s>', set())])
+def test_an_answer_ends_with_the_special_token_that_the_template_puts_behind_it(
+        template, expected, tmp_path):
+    write_chat_model(tmp_path)
+    (tmp_path / 'tokenizer_config.json').write_text('{}')
+    (tmp_path / 'chat_template.jinja').write_text(template)
+    engine = Engine.load(tmp_path, device='cpu')
+    assert {i for i in (SYSTEM, USER, EOS) if _ends(engine, i)} == expected
+
+
+def test_the_checkpoint_recommends_how_long_an_answer_is_and_a_request_overrides_it(tmp_path):
+    write_chat_model(tmp_path)
+    recommended = tmp_path / 'generation_config.json'
+    recommended.write_text('{"max_new_tokens": 5, "max_length": 3}')
+    engine = Engine.load(tmp_path, device='cpu', max_seq_len=32)
+    engine._runner = FakeRunner(hashed, engine.info.vocab_size)
+    assert _ask(engine, 'hi').completion_tokens == 5
+    assert _ask(engine, 'hi', max_new_tokens=9).completion_tokens == 9
+    for wrong in ('0', '"many"', 'true', '2.5'):
+        recommended.write_text(f'{{"max_new_tokens": {wrong}}}')
+        with pytest.raises(CheckpointError, match='max_new_tokens: expected a positive integer'):
+            Engine.load(tmp_path, device='cpu')
+
+
+def test_a_request_overrides_how_the_checkpoint_samples(tmp_path):
+    write_chat_model(tmp_path)
+    (tmp_path / 'generation_config.json').write_text('{"do_sample": true, "temperature": 50.0}')
+    engine = Engine.load(tmp_path, device='cpu')
+    engine._runner = FakeRunner(hashed, engine.info.vocab_size)
+    greedy = SamplingParams()
+    answers = [_ask(engine, 'hi', max_new_tokens=12, sampling=s).text for s in (greedy, None)]
+    assert answers[0] == _ask(engine, 'hi', max_new_tokens=12, sampling=greedy).text
+    assert answers[0] != answers[1]
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused_with_both_sizes(tmp_path):

@@ -167,13 +167,18 @@ def test_a_value_out_of_its_range_is_refused_by_name(name, values):
      SamplingParams(temperature=0.6, top_k=50, top_p=0.9)),
     ({'do_sample': True, 'temperature': None, 'top_p': None}, SamplingParams(temperature=1.0)),
     ({'repetition_penalty': 1.1}, SamplingParams(repetition_penalty=1.1)),
+    ({'temperature': 0.9, 'top_p': 0.6, 'max_length': 4096}, SamplingParams(top_p=0.6)),
+    ({'do_sample': None, 'temperature': 0.9, 'min_p': None, 'top_k': None}, SamplingParams()),
+    ({'do_sample': True, 'temperature': 1, 'min_p': 0.05},
+     SamplingParams(temperature=1, min_p=0.05)),
 ])
 def test_what_a_checkpoint_recommends_is_taken(config, expected):
     assert SamplingParams.from_generation_config(config) == expected
 
 
 @pytest.mark.parametrize('config', [{'top_p': 7}, {'do_sample': True, 'temperature': 'hot'},
-                                    {'top_k': 2.5}, {'repetition_penalty': [1]}])
+                                    {'top_k': 2.5}, {'repetition_penalty': [1]},
+                                    {'do_sample': 'yes'}, {'do_sample': 1}])
 def test_a_recommendation_out_of_range_is_an_error_of_the_checkpoint(config):
     with pytest.raises(CheckpointError, match='generation_config.json: '):
         SamplingParams.from_generation_config(config)

@@ -37,13 +37,15 @@ class Answer:
     :param seed: what the tokens are drawn with.
     :param turn: see Result.
     :param context: tokens whose text the answer continues, without a space lost between them.
+    :param stop: strings that end it, beside those of the request.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, stop_ids: frozenset[int],
                  limit: int, prompt_tokens: int, cached_tokens: int,
-                 seed: Optional[int] = None, turn: int = 0, context: Sequence[int] = ()) -> None:
+                 seed: Optional[int] = None, turn: int = 0, context: Sequence[int] = (),
+                 stop: Sequence[str] = ()) -> None:
         self._decoder = StreamDecoder(tokenizer, context)
-        self._stops = StopStrings(request.stop)
+        self._stops = StopStrings((*request.stop, *stop))
         self._stop_ids = stop_ids
         self._limit = limit
         self._prompt_tokens = prompt_tokens

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 import re
-from typing import Iterable, Sequence
+from typing import Iterable, Optional, Sequence
 
 from tinychat_ros.engine.chat_template import ChatTemplate
 from tinychat_ros.engine.request import Message
@@ -26,6 +26,7 @@ from tinychat_ros.engine.tokenizer import BREAK, Tokenizer
 from tinychat_ros.errors import ChatTemplateError
 
 _ANY_TEXT = 'x'
+_ANY_ANSWER = 'any answer'
 
 
 class ChatPrompt:
@@ -35,13 +36,18 @@ class ChatPrompt:
     A content that spells a control token, such as ``<|im_end|>``, is broken inside of it before
     the template sees it, so that it is encoded as text. Control tokens are the special ones and,
     but for the model's own words, those that the template names.
+
+    :param stop: strings that end an answer, beside those of a request.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer,
+                 stop: Sequence[str] = ()) -> None:
         self._template = template
         self._tokenizer = tokenizer
+        self.stop = tuple(stop)
         special = {text for text, is_special in tokenizer.added_tokens.items()
                    if is_special or text in tokenizer.special_tokens.values()}
+        self._special = special
         named = {text for text in tokenizer.added_tokens
                  if text.strip() and text in template.source}
         self._in_answers = _inside(special)
@@ -66,6 +72,21 @@ class ChatPrompt:
                 'chat template: expected control tokens of its own alone, and it makes '
                 f'{sum(surplus.values())} of the texts of the messages')
         return ids
+
+    def answer_end(self) -> Optional[int]:
+        """
+        Return the special token that the template puts behind an answer, None where it has none.
+
+        Whatever it is, the end of a turn or the beginning of the next, the answer is over there.
+        """
+        try:
+            text = self._template.render([Message('user', _ANY_TEXT), Message(
+                'assistant', _ANY_ANSWER), Message('user', _ANY_TEXT)])
+        except ChatTemplateError:
+            return None
+        behind = text.partition(_ANY_ANSWER)[2].lstrip()
+        token = max(filter(behind.startswith, self._special), key=len, default='')
+        return self._tokenizer.token_id(token) if token else None
 
     def _broken(self, message: Message) -> str:
         pattern = self._in_answers if message.role == 'assistant' else self._elsewhere

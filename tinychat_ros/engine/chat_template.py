@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Renders messages with the Jinja template that a checkpoint brings, in a sandbox."""
+"""Renders messages with the Jinja template of a model, in a sandbox."""
 
 from __future__ import annotations
 
@@ -21,10 +21,26 @@ from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 import jinja2
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tinychat_ros.checkpoint.reader import read_json
 from tinychat_ros.engine.request import Message
 from tinychat_ros.errors import ChatTemplateError
+
+_ANY_TEXT = 'any text'
+
+
+class _Generation(Extension):
+    """``{% generation %}``: marks for training what the model says, and changes no text."""
+
+    tags = {'generation'}
+
+    def parse(self, parser: Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
 
 
 class ChatTemplate:
@@ -32,7 +48,8 @@ class ChatTemplate:
     A compiled chat template.
 
     The environment is the one that Hugging Face templates are written for: trimmed blocks, loop
-    controls, ``raise_exception``, ``strftime_now`` and a ``tojson`` without HTML escapes.
+    controls, ``{% generation %}``, ``raise_exception``, ``strftime_now`` and a ``tojson`` without
+    HTML escapes. Templates of image models may want a content as a list of parts, and get it.
 
     :param source: the Jinja text.
     :param special_tokens: ``bos_token``, ``eos_token`` and so on, as variables of the template.
@@ -41,7 +58,8 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols'])
+            trim_blocks=True, lstrip_blocks=True,
+            extensions=['jinja2.ext.loopcontrols', _Generation])
         environment.filters['tojson'] = _tojson
         environment.globals['raise_exception'] = _raise_exception
         environment.globals['strftime_now'] = lambda pattern: datetime.now().strftime(pattern)
@@ -54,16 +72,38 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except Exception as error:  # deep nesting fails in Python's own compiler
             raise ChatTemplateError(f'chat template: expected valid Jinja, got: {error}') from None
+        self._in_parts = not self._shows(_ANY_TEXT) and self._shows(_parts(_ANY_TEXT))
 
     def render(self, messages: Sequence[Message]) -> str:
         """
         Return the prompt that asks for the next assistant message.
 
+        A system message that the template refuses goes in front of the user's first one.
+
         :raises ChatTemplateError: the template refuses the messages or fails on them.
         """
-        plain = [{'role': m.role, 'content': m.content} for m in messages]
         try:
-            return self._template.render(messages=plain, add_generation_prompt=True, tools=None,
+            return self._render(messages)
+        except ChatTemplateError:
+            if [m.role for m in messages[:2]] != ['system', 'user']:
+                raise
+        system, first, *others = messages
+        first = Message('user', f'{system.content}\n\n{first.content}')
+        return self._render([first, *others])
+
+    def _shows(self, content: Any) -> bool:
+        try:
+            return _ANY_TEXT in self._apply([{'role': 'user', 'content': content}])
+        except ChatTemplateError:
+            return False
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return self._apply([{'role': m.role, 'content': _parts(m.content) if self._in_parts
+                             else m.content} for m in messages])
+
+    def _apply(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, tools=None,
                                          documents=None, **self._special_tokens)
         except Exception as error:  # a template is a program, and may fail in any way
             raise ChatTemplateError(f'chat template: it refuses the messages: {error}') from None
@@ -73,15 +113,18 @@ def find_template(path: Path, tokenizer_config: Mapping[str, Any]) -> Optional[s
     """
     Return the template of a checkpoint folder, or None.
 
-    It is chat_template.jinja, or a text or a list of named texts in tokenizer_config.json.
+    It is chat_template.jinja, or a text or a list of named texts in tokenizer_config.json or, as
+    image models had it, in chat_template.json.
+
+    :raises ChatTemplateError: chat_template.jinja is not UTF-8.
+    :raises CheckpointError: chat_template.json is not a JSON object.
     """
-    file = path / 'chat_template.jinja'
+    file, older = path / 'chat_template.jinja', path / 'chat_template.json'
     if file.exists():
         return read_template(file)
-    template = tokenizer_config.get('chat_template')
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict)]
-        template = next((e.get('template') for e in named if e.get('name') == 'default'), None)
+    template = _default(tokenizer_config.get('chat_template'))
+    if template is None and older.exists():
+        template = _default(read_json(older).get('chat_template'))
     return template
 
 
@@ -95,6 +138,17 @@ def read_template(path: Path) -> str:
         return path.read_bytes().decode('utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise ChatTemplateError(f'{path}: expected a text file in UTF-8, got: {error}') from None
+
+
+def _default(template: Any) -> Any:
+    if not isinstance(template, list):
+        return template
+    named = [entry for entry in template if isinstance(entry, dict)]
+    return next((e.get('template') for e in named if e.get('name') == 'default'), None)
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    return [{'type': 'text', 'text': content}]
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: Optional[int] = None,

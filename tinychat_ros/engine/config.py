@@ -73,7 +73,8 @@ class EngineConfig:
     :param processors: that the threads which generate keep to on the CPU, such as '0-3,6'; '' is
         all that this process may use.
     :param prefill_chunk: tokens per piece of a prefill; cancelling waits for one piece.
-    :param chat_template: path of a Jinja file; '' is the checkpoint's own.
+    :param chat_template: path of a Jinja file; '' is the checkpoint's own or, where it has none,
+        that of chat_fallback.py for models called as it is.
     :param system_prompt: for conversations that bring none.
     :raises ConfigError: an option is out of its range.
     """

@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+import logging
 from pathlib import Path
 import threading
-from typing import Any, Iterator, Optional, Sequence, Union
+from typing import Any, Iterator, Mapping, Optional, Sequence, Union
 
 import torch
 
 from tinychat_ros.checkpoint.loader import (
     check_memory, load_model, num_parameters, weight_bytes)
-from tinychat_ros.checkpoint.reader import CheckpointReader
+from tinychat_ros.checkpoint.reader import CheckpointReader, read_json
 from tinychat_ros.engine.answer import Answer
+from tinychat_ros.engine.chat_fallback import find_fallback
 from tinychat_ros.engine.chat_prompt import ChatPrompt
 from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_template
 from tinychat_ros.engine.config import ACTIVATIONS, EngineConfig
@@ -37,10 +39,12 @@ from tinychat_ros.engine.request import (
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.engine.tokenizer import Tokenizer
 from tinychat_ros.errors import (
-    ChatTemplateError, InvalidRequestError, ModelCannotSeeError, PromptTooLongError,
-    TokenizerError)
+    ChatTemplateError, CheckpointError, InvalidRequestError, ModelCannotSeeError,
+    PromptTooLongError, TokenizerError)
 from tinychat_ros.kernels import cpu
 from tinychat_ros.models.kv_cache import KVCache
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,10 @@ class Engine:
                          max_seq_len, config.budget())
             self.tokenizer = load_tokenizer(reader)
             self._chat_prompt = _load_chat_prompt(config, self.tokenizer)
-            self._stop_ids = _stop_ids(reader, self.tokenizer)
-            self.default_sampling = SamplingParams.from_generation_config(
-                reader.generation_config())
+            self._stop_ids = _stop_ids(reader, self.tokenizer, self._chat_prompt)
+            recommended = reader.generation_config()
+            self.default_sampling = SamplingParams.from_generation_config(recommended)
+            self._max_new_tokens = _max_new_tokens(recommended) or max_seq_len
             model, weight_format = load_model(
                 reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations],
                 config.lm_head_dtype, config.weight_cache_path)
@@ -199,12 +204,13 @@ class Engine:
         # The last token is always run, for the logits after it.
         cached = min(conversation.common_prefix(prompt), len(prompt) - 1)
         del conversation.cached_ids[cached:]
-        limit = min(request.max_new_tokens or self.info.max_seq_len,
+        limit = min(request.max_new_tokens or self._max_new_tokens,
                     self.info.max_seq_len - len(prompt))
         sampling = (request.sampling or self.default_sampling).seeded()
         answer = Answer(request, self.tokenizer, self._stop_ids, limit, len(prompt), cached,
                         sampling.seed, 0 if request.raw else conversation.turn(request),
-                        context=prompt if request.raw else ())
+                        context=prompt if request.raw else (),
+                        stop=() if request.raw else self._chat_prompt.stop)
         try:
             yield from self._run(request, conversation, slot, prompt, sampling, answer)
         finally:
@@ -283,18 +289,41 @@ def load_tokenizer(reader: CheckpointReader) -> Tokenizer:
 
 
 def _load_chat_prompt(config: EngineConfig, tokenizer: Tokenizer) -> Optional[ChatPrompt]:
+    path, stop = config.model_path, ()
     if config.chat_template:
         source = read_template(Path(config.chat_template).expanduser())
     else:
-        source = find_template(config.model_path, tokenizer.config)
+        source = find_template(path, tokenizer.config)
     if source is None:
-        return None
-    return ChatPrompt(ChatTemplate(source, tokenizer.special_tokens), tokenizer)
+        fallback = find_fallback(path, read_json(path / 'config.json'), tokenizer.added_tokens)
+        if fallback is None:
+            return None
+        _LOGGER.info('%s has no chat template: it is taken for one that talks as %s', path,
+                     fallback.name)
+        source, stop = fallback.source, fallback.stop
+    return ChatPrompt(ChatTemplate(source, tokenizer.special_tokens), tokenizer, stop)
 
 
-def _stop_ids(reader: CheckpointReader, tokenizer: Tokenizer) -> frozenset[int]:
-    ids = set(reader.stop_token_ids())
-    eos = tokenizer.special_tokens.get('eos_token')
-    if eos is not None and (eos_id := tokenizer.token_id(eos)) is not None:
-        ids.add(eos_id)
-    return frozenset(ids)
+def _stop_ids(reader: CheckpointReader, tokenizer: Tokenizer,
+              chat_prompt: Optional[ChatPrompt]) -> frozenset[int]:
+    """
+    Return every token that ends an answer.
+
+    What config.json says counts beside generation_config.json only where the token is special:
+    its default is 2, which in the vocabularies of others is a letter.
+    """
+    ids = {*reader.stop_token_ids(), *filter(tokenizer.is_special, reader.config.eos_token_ids)}
+    ends = [tokenizer.token_id(tokenizer.special_tokens.get('eos_token', '')),
+            chat_prompt.answer_end() if chat_prompt else None]
+    return frozenset(ids.union(i for i in ends if i is not None))
+
+
+def _max_new_tokens(generation_config: Mapping[str, Any]) -> int:
+    """Return what a checkpoint recommends, 0 for nothing; max_length counts the prompt, too."""
+    limit = generation_config.get('max_new_tokens')
+    if limit is None:
+        return 0
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise CheckpointError('generation_config.json: max_new_tokens: expected a positive '
+                              f'integer, got {limit!r}')
+    return limit

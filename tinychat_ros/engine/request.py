@@ -77,7 +77,7 @@ class Request:
     :param system: system prompt; '' keeps the conversation's own.
     :param conversation_id: whose history to continue; '' remembers nothing.
     :param raw: continue ``text`` as it is, without template and history.
-    :param max_new_tokens: None fills the context.
+    :param max_new_tokens: None takes what the checkpoint recommends, or fills the context.
     :param sampling: None takes what the checkpoint recommends.
     :param stop: strings that end the answer and are not part of it.
     :param heard_chars: how much of an interrupted answer was heard, in characters, and goes into

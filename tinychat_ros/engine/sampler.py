@@ -77,13 +77,20 @@ class SamplingParams:
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
         """
-        Take what a checkpoint's generation_config.json recommends; greedy unless it samples.
+        Take what a checkpoint's generation_config.json recommends.
+
+        As in Hugging Face's generate, it is greedy unless ``do_sample`` is true, whatever
+        temperature is named beside it; null is not said.
 
         :raises CheckpointError: it recommends a value out of its range.
         """
+        do_sample = config.get('do_sample')
+        if not isinstance(do_sample, (bool, type(None))):
+            raise CheckpointError('generation_config.json: do_sample: expected true or false, '
+                                  f'got {do_sample!r}')
         names = {f.name for f in fields(cls)} - {'seed'}
         values = {name: config[name] for name in names if config.get(name) is not None}
-        if not config.get('do_sample', False):
+        if not do_sample:
             values['temperature'] = 0.0
         else:
             values.setdefault('temperature', 1.0)
