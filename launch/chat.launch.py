@@ -48,6 +48,10 @@ ARGUMENTS = (
         'node_name', default_value='tinychat',
         description='Name of the node; two models on one robot need two names.'),
     DeclareLaunchArgument(
+        'image', default_value='',
+        description="Topic of a camera's images for a model that sees; its compressed ones are "
+                    'taken as well, from the topic below it. Empty = ~/image of the node.'),
+    DeclareLaunchArgument(
         'params_file', default_value=PARAMS_FILE,
         description='YAML file with the parameters of the node. The arguments above that are not '
                     'empty go before it.'),
@@ -72,6 +76,12 @@ def given_parameters(context: LaunchContext) -> dict:
             for name, value in given.items() if value.perform(context)}
 
 
+def camera_topics(context: LaunchContext) -> list:
+    """Return where the node finds its images, as image_transport names the topics."""
+    image = LaunchConfiguration('image').perform(context)
+    return [(f'~/image{kind}', image + kind) for kind in ('', '/compressed')] if image else []
+
+
 def start_node(context: LaunchContext) -> list:
     """Return the action that starts the node with the parameters that were given."""
     return [Node(
@@ -79,6 +89,7 @@ def start_node(context: LaunchContext) -> list:
         executable='chat_node',
         namespace=LaunchConfiguration('namespace'),
         name=LaunchConfiguration('node_name'),
+        remappings=camera_topics(context),
         parameters=[LaunchConfiguration('params_file'), given_parameters(context)],
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
         respawn=LaunchConfiguration('respawn'),

@@ -97,8 +97,8 @@ def test_every_argument_is_described(launch_file):
     arguments = {argument.name: argument for argument in
                  launch_file.generate_launch_description().get_launch_arguments()}
     assert set(arguments) == {
-        'model', 'device', 'activations', 'num_threads', 'namespace', 'node_name', 'params_file',
-        'respawn', 'respawn_delay', 'log_level'}
+        'model', 'device', 'activations', 'num_threads', 'namespace', 'node_name', 'image',
+        'params_file', 'respawn', 'respawn_delay', 'log_level'}
     for argument in arguments.values():
         assert '.' in argument.description, argument.name
         assert argument.default_value is not None, argument.name
@@ -115,6 +115,15 @@ def test_only_what_is_given_overrides_the_parameter_file(launch_file, given):
          **{name: str(value) for name, value in given.items()}})
     parameters = launch_file.given_parameters(context)
     assert {name: value.evaluate(context) for name, value in parameters.items()} == given
+
+
+@pytest.mark.parametrize('image, topics', [
+    ('', []), ('/camera/image_raw', [('~/image', '/camera/image_raw'),
+                                     ('~/image/compressed', '/camera/image_raw/compressed')])])
+def test_a_camera_is_found_under_the_names_of_image_transport(launch_file, image, topics):
+    context = launch.LaunchContext()
+    context.launch_configurations['image'] = image
+    assert launch_file.camera_topics(context) == topics
 
 
 @pytest.mark.parametrize('robots, expected', [
