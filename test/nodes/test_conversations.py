@@ -17,7 +17,7 @@ import uuid
 
 import pytest
 
-from tinychat_msgs.msg import Interrupt, Response
+from tinychat_msgs.msg import Interrupt, Prompt, Response
 from tinychat_msgs.srv import CountTokens, GetModelInfo, ListConversations, ResetConversation
 
 TURNS = {'cat': ('There was a cat.', ' The cat was big.', ' The cat ran.'),
@@ -104,6 +104,21 @@ def test_a_conversation_that_is_answered_is_listed_as_busy(client):
     assert listed(client)['a'].busy
     client.interrupt.publish(Interrupt(request_id=request_id))
     client.wait(lambda: client.answer(request_id).whole)
+
+
+def test_a_conversation_whose_answer_is_paused_is_listed_as_busy(client):
+    for name in ('a', 'b', 'c'):
+        talk(client, name, ['There was a cat.'], 10)
+    low = client.send('Once', conversation_id='a', max_new_tokens=2000)
+    client.wait_for_chunks(low)
+    high = client.send('Once', conversation_id='b', max_new_tokens=2000, priority=200,
+                       policy=Prompt.PREEMPT)
+    client.wait_for_chunks(high)
+    assert {name: c.busy for name, c in listed(client).items()} == {
+        'a': True, 'b': True, 'c': False}
+    for request_id in (low, high):
+        client.interrupt.publish(Interrupt(request_id=request_id))
+    client.wait(lambda: client.answer(low).whole and client.answer(high).whole)
 
 
 def test_a_conversation_that_was_reset_begins_anew(client):

@@ -265,10 +265,12 @@ class Scheduler:
                     last = chunk
                     continue
                 self._tell(job, chunk)
+                # Before the look at those who wait: who pauses it is among them by then.
+                job.request.resume()
                 if self._waiting or self._paused:
                     self._end_interrupted()
-                if may_pause and self._pause(job):
-                    return None
+                    if may_pause and self._pause(job):
+                        return None
             return job.listener.on_chunk, last
         except Exception as error:
             foreseen = isinstance(error, TinychatError)
@@ -286,8 +288,7 @@ class Scheduler:
     def _pause(self, job: _Job) -> bool:
         """Pause the running request if another one preempts it."""
         with self._changed:
-            job.request.resume()
-            if not self._waiting or self._preemptor() is None:
+            if self._preemptor() is None:
                 return False
             job.since = self._clock()
             self._paused.append(job)

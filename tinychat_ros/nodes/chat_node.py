@@ -237,11 +237,8 @@ class ChatNode(LifecycleNode):
             response: ListConversations.Response) -> ListConversations.Response:
         if self._engine is None:
             return self._refuse(response)
-        running = self._scheduler.running if self._scheduler else None
-        busy = running.conversation_id if running else None
         response.conversations = [
-            conversation_info(c, c.conversation_id == busy)
-            for c in reversed(self._engine.conversations)]
+            conversation_info(c) for c in reversed(self._engine.conversations)]
         response.success = True
         return response
 
@@ -318,14 +315,17 @@ class ChatNode(LifecycleNode):
             self._engine.info.model_hash if self._engine else '', self._outputs,
             parameters.value(self, 'stream.flush_ms') / 1000, self._publish_status, ended,
             on_feedback)
+        scheduler = self._scheduler
         try:
             request = self._to_request(prompt, request_id)
-            self._scheduler.submit(request, listener)
+            scheduler.submit(request, listener)
         except Exception as error:
             self.get_logger().warning(f'request {request_id}: {one_line(error)}')
             listener.on_error(error)
             return None
-        self._publish_status()
+        # What is served at once says so itself, in its own thread, which this would only delay.
+        if scheduler.running not in (None, request):
+            self._publish_status()
         return request
 
     def _to_request(self, prompt: Prompt, request_id: str) -> Request:

@@ -111,11 +111,11 @@ def error_code(error: Exception) -> int:
     return Response.INTERNAL
 
 
-def conversation_info(conversation: Conversation, busy: bool) -> ConversationInfo:
+def conversation_info(conversation: Conversation) -> ConversationInfo:
     """Return what `~/list_conversations` says of a conversation."""
     return ConversationInfo(
         conversation_id=conversation.conversation_id, turns=conversation.turns,
-        cached_tokens=len(conversation.cached_ids), busy=busy)
+        cached_tokens=len(conversation.cached_ids), busy=conversation.active)
 
 
 def fill_model_info(response: GetModelInfo.Response, info: ModelInfo) -> GetModelInfo.Response:
