@@ -75,9 +75,15 @@ class Arguments {
     return static_cast<DType>(dtype);
   }
 
-  void both_or_neither(Address k_scale, Address v_scale) const {
-    require_((k_scale != 0) == (v_scale != 0), "v_scale", k_scale ? "an address" : "null",
-             v_scale ? "an address" : "null");
+  void both_or_neither(Address first, const NamedAddress& second) const {
+    require_((first != 0) == (second.address != 0), second.name, first ? "an address" : "null",
+             second.address ? "an address" : "null");
+  }
+
+  Activation activation(int activation) const {
+    require_(activation >= 0 && activation <= 2, "activation", "0 (SiLU), 1 or 2 (GELU)",
+             std::to_string(activation));
+    return static_cast<Activation>(activation);
   }
 
   void head_dim(int64_t head_dim) const {
@@ -105,7 +111,7 @@ KvCache kv_cache(Address k, Address v, Address k_scale, Address v_scale, int dty
                  int64_t kv_heads, int64_t max_seq_len, int64_t head_dim, Address state) {
   const Arguments arguments("CpuKvCache", {{"k", k}, {"v", v}, {"state", state}},
                             {{"kv_heads", kv_heads}, {"max_seq_len", max_seq_len}});
-  arguments.both_or_neither(k_scale, v_scale);
+  arguments.both_or_neither(k_scale, {"v_scale", v_scale});
   arguments.head_dim(head_dim);
   return {pointer(k), pointer(v), pointer(k_scale), pointer(v_scale),
           arguments.cache_dtype(dtype), kv_heads, max_seq_len, head_dim,
@@ -145,7 +151,7 @@ void bind_ends(py::module_& module) {
   module.def(
       "cpu_embedding",
       [](Address token_ids, Address table, Address x, int64_t tokens, int64_t vocab,
-         int64_t hidden, int dtype, int num_threads, const std::string& isa) {
+         int64_t hidden, int dtype, float scale, int num_threads, const std::string& isa) {
         const Arguments arguments("cpu_embedding",
                                   {{"token_ids", token_ids}, {"table", table}, {"x", x}},
                                   {{"tokens", tokens}, {"vocab", vocab}, {"hidden", hidden}});
@@ -153,12 +159,12 @@ void bind_ends(py::module_& module) {
         const DType type = arguments.dtype(dtype);
         Program::run_or_record([=] {
           embedding(pointer<int32_t>(token_ids), pointer(table), pointer<float>(x), tokens,
-                    vocab, hidden, type, num_threads, chosen);
+                    vocab, hidden, type, scale, num_threads, chosen);
         });
       },
       py::kw_only(), py::arg("token_ids"), py::arg("table"), py::arg("x"), py::arg("tokens"),
-      py::arg("vocab"), py::arg("hidden"), py::arg("dtype"), py::arg("num_threads"),
-      py::arg("isa") = "auto", Released());
+      py::arg("vocab"), py::arg("hidden"), py::arg("dtype"), py::arg("scale") = 1.0f,
+      py::arg("num_threads"), py::arg("isa") = "auto", Released());
   module.def(
       "cpu_dense_gemm",
       [](Address x, Address weight, Address scales, Address out, int64_t m, int64_t n, int64_t k,
@@ -241,19 +247,60 @@ void bind_elementwise(py::module_& module) {
       py::kw_only(), py::arg("x"), py::arg("residual"), py::arg("count"), py::arg("num_threads"),
       py::arg("isa") = "auto", Released());
   module.def(
-      "cpu_silu_mul",
-      [](Address gate_up, Address out, int64_t tokens, int64_t size, int num_threads,
-         const std::string& isa) {
-        const Arguments arguments("cpu_silu_mul", {{"gate_up", gate_up}, {"out", out}},
+      "cpu_clip",
+      [](Address x, int64_t count, float limit, int num_threads, const std::string& isa) {
+        const Arguments arguments("cpu_clip", {{"x", x}}, {{"count", count}});
+        const std::string chosen = arguments.isa(num_threads, isa);
+        Program::run_or_record(
+            [=] { clip(pointer<float>(x), count, limit, num_threads, chosen); });
+      },
+      py::kw_only(), py::arg("x"), py::arg("count"), py::arg("limit"), py::arg("num_threads"),
+      py::arg("isa") = "auto", Released());
+  module.def(
+      "cpu_softcap",
+      [](Address x, int64_t count, float cap, int num_threads, const std::string& isa) {
+        const Arguments arguments("cpu_softcap", {{"x", x}}, {{"count", count}});
+        const std::string chosen = arguments.isa(num_threads, isa);
+        Program::run_or_record(
+            [=] { softcap(pointer<float>(x), count, cap, num_threads, chosen); });
+      },
+      py::kw_only(), py::arg("x"), py::arg("count"), py::arg("cap"), py::arg("num_threads"),
+      py::arg("isa") = "auto", Released());
+}
+
+void bind_activations(py::module_& module) {
+  module.def(
+      "cpu_gate_mul",
+      [](Address gate_up, Address out, int64_t tokens, int64_t size, int activation,
+         int num_threads, const std::string& isa) {
+        const Arguments arguments("cpu_gate_mul", {{"gate_up", gate_up}, {"out", out}},
                                   {{"tokens", tokens}, {"size", size}});
         const std::string chosen = arguments.isa(num_threads, isa);
+        const Activation kind = arguments.activation(activation);
         Program::run_or_record([=] {
-          silu_mul(pointer<float>(gate_up), pointer<float>(out), tokens, size, num_threads,
+          gate_mul(pointer<float>(gate_up), pointer<float>(out), tokens, size, kind, num_threads,
                    chosen);
         });
       },
       py::kw_only(), py::arg("gate_up"), py::arg("out"), py::arg("tokens"), py::arg("size"),
-      py::arg("num_threads"), py::arg("isa") = "auto", Released());
+      py::arg("activation"), py::arg("num_threads"), py::arg("isa") = "auto", Released());
+  module.def(
+      "cpu_activate",
+      [](Address x, Address scales, Address out, int64_t tokens, int64_t size, int activation,
+         int dtype, int num_threads, const std::string& isa) {
+        const Arguments arguments("cpu_activate", {{"x", x}, {"out", out}},
+                                  {{"tokens", tokens}, {"size", size}});
+        const std::string chosen = arguments.isa(num_threads, isa);
+        const Activation kind = arguments.activation(activation);
+        const DType type = arguments.dtype(dtype);
+        Program::run_or_record([=] {
+          activate(pointer<float>(x), pointer(scales), pointer<float>(out), tokens, size, kind,
+                   type, num_threads, chosen);
+        });
+      },
+      py::kw_only(), py::arg("x"), py::arg("scales") = 0, py::arg("out"), py::arg("tokens"),
+      py::arg("size"), py::arg("activation"), py::arg("dtype") = 2, py::arg("num_threads"),
+      py::arg("isa") = "auto", Released());
 }
 
 void bind_memory(py::module_& module) {
@@ -283,37 +330,42 @@ void bind_attention(py::module_& module) {
            py::arg("max_seq_len"), py::arg("head_dim"), py::arg("state"));
   module.def(
       "cpu_rope_append",
-      [](const KvCache& cache, Address qkv, Address q, Address cos, Address sin, int64_t tokens,
-         int64_t heads, int num_threads, const std::string& isa) {
-        const Arguments arguments("cpu_rope_append",
-                                  {{"qkv", qkv}, {"q", q}, {"cos", cos}, {"sin", sin}},
+      [](const KvCache& cache, Address qkv, Address q, Address cos, Address sin, Address q_norm,
+         Address k_norm, int norm_dtype, float eps, int64_t tokens, int64_t heads,
+         int num_threads, const std::string& isa) {
+        const Arguments arguments("cpu_rope_append", {{"qkv", qkv}, {"q", q}},
                                   {{"tokens", tokens}});
         arguments.heads(heads, cache);
+        arguments.both_or_neither(cos, {"sin", sin});
+        arguments.both_or_neither(q_norm, {"k_norm", k_norm});
         const std::string chosen = arguments.isa(num_threads, isa);
+        const HeadNorm norm = {pointer(q_norm), pointer(k_norm), arguments.dtype(norm_dtype), eps};
         Program::run_or_record([=] {
           rope_append(pointer<float>(qkv), pointer<float>(q), cache, pointer<float>(cos),
-                      pointer<float>(sin), tokens, heads, num_threads, chosen);
+                      pointer<float>(sin), norm, tokens, heads, num_threads, chosen);
         });
       },
-      py::arg("cache"), py::kw_only(), py::arg("qkv"), py::arg("q"), py::arg("cos"),
-      py::arg("sin"), py::arg("tokens"), py::arg("heads"), py::arg("num_threads"),
+      py::arg("cache"), py::kw_only(), py::arg("qkv"), py::arg("q"), py::arg("cos") = 0,
+      py::arg("sin") = 0, py::arg("q_norm") = 0, py::arg("k_norm") = 0, py::arg("norm_dtype") = 2,
+      py::arg("eps") = 0.0f, py::arg("tokens"), py::arg("heads"), py::arg("num_threads"),
       py::arg("isa") = "auto", Released());
   module.def(
       "cpu_attention",
       [](const KvCache& cache, Address q, Address out, int64_t tokens, int64_t heads, float scale,
-         int num_threads, const std::string& isa) {
+         int64_t window, float softcap, Address slopes, int num_threads, const std::string& isa) {
         const Arguments arguments("cpu_attention", {{"q", q}, {"out", out}},
                                   {{"tokens", tokens}});
         arguments.heads(heads, cache);
         const std::string chosen = arguments.isa(num_threads, isa);
+        const Scores scores = {scale, window, softcap, pointer<float>(slopes)};
         Program::run_or_record([=] {
-          attention(pointer<float>(q), cache, pointer<float>(out), tokens, heads, scale,
+          attention(pointer<float>(q), cache, pointer<float>(out), tokens, heads, scores,
                     num_threads, chosen);
         });
       },
       py::arg("cache"), py::kw_only(), py::arg("q"), py::arg("out"), py::arg("tokens"),
-      py::arg("heads"), py::arg("scale"), py::arg("num_threads"), py::arg("isa") = "auto",
-      Released());
+      py::arg("heads"), py::arg("scale"), py::arg("window") = 0, py::arg("softcap") = 0.0f,
+      py::arg("slopes") = 0, py::arg("num_threads"), py::arg("isa") = "auto", Released());
 }
 
 }  // namespace
@@ -327,6 +379,7 @@ void bind_cpu(py::module_& module) {
   cpu::bind_ends(module);
   cpu::bind_norms(module);
   cpu::bind_elementwise(module);
+  cpu::bind_activations(module);
   cpu::bind_memory(module);
   cpu::bind_attention(module);
 }

@@ -43,13 +43,17 @@ struct Problem {
   float* out;
   int64_t tokens;
   int64_t heads;
-  float scale;
+  const Scores& scores;
   int64_t start;  // The first token's position.
   int64_t slot;
 
   int64_t group() const { return heads / cache.kv_heads; }
   int64_t length(int64_t token) const {
     return std::min(start + token + 1, cache.max_seq_len);
+  }
+  // The first position that a token sees.
+  int64_t begin(int64_t token) const {
+    return scores.window > 0 ? std::max(length(token) - scores.window, int64_t{0}) : 0;
   }
 };
 
@@ -63,25 +67,25 @@ KvRows rows_of(const Problem& p, int64_t kv_head) {
           static_cast<const char*>(cache.v) + bytes,
           int8 ? static_cast<const uint16_t*>(cache.k_scale) + first : nullptr,
           int8 ? static_cast<const uint16_t*>(cache.v_scale) + first : nullptr,
-          cache.dtype, cache.head_dim, p.scale};
+          cache.dtype, cache.head_dim, p.scores.scale, p.scores.softcap};
 }
 
-Query empty_query(const float* q, int64_t length, int64_t head_dim, float* out) {
+Query empty_query(const Problem& p, int64_t token, int64_t head, float* out) {
+  const int64_t head_dim = p.cache.head_dim;
+  const float slope = p.scores.slopes == nullptr ? 0.0f : p.scores.slopes[head];
   std::fill_n(out, head_dim, 0.0f);
-  return {q, length, out, -INFINITY, 0.0f};
+  return {p.q + (token * p.heads + head) * head_dim, p.begin(token), p.length(token), slope, out,
+          -INFINITY, 0.0f};
 }
 
 // A block of positions for all query heads of a KV head, so that its rows are read once.
 void attend_block(const Problem& p, int64_t kv_head, int64_t block, Query* queries, float* outs) {
-  const int64_t head_dim = p.cache.head_dim;
-  const int64_t length = p.length(0);
   for (int64_t g = 0; g < p.group(); ++g) {
-    const float* q = p.q + (kv_head * p.group() + g) * head_dim;
-    queries[g] = empty_query(q, length, head_dim, outs + g * head_dim);
+    queries[g] = empty_query(p, 0, kv_head * p.group() + g, outs + g * p.cache.head_dim);
   }
-  const int64_t begin = block * kPositionBlock;
-  p.bodies.attend(rows_of(p, kv_head), begin, std::min(begin + kPositionBlock, length), queries,
-                  p.group());
+  const int64_t begin = p.begin(0) + block * kPositionBlock;
+  p.bodies.attend(rows_of(p, kv_head), begin, std::min(begin + kPositionBlock, p.length(0)),
+                  queries, p.group());
 }
 
 // One token: threads take blocks of positions, whose results are merged in the blocks' order.
@@ -89,14 +93,15 @@ void decode(const Problem& p, int num_threads) {
   static thread_local Workspace workspace;
   const int64_t group = p.group();
   const int64_t head_dim = p.cache.head_dim;
-  const int64_t blocks = ceil_div(p.length(0), kPositionBlock);
+  const int64_t seen = p.length(0) - p.begin(0);
+  const int64_t blocks = ceil_div(seen, kPositionBlock);
   workspace.queries.resize(p.heads * blocks);
   workspace.outs.resize(p.heads * blocks * head_dim);
   Query* queries = workspace.queries.data();
   float* outs = workspace.outs.data();
   ThreadPool::instance().parallel_for(
       p.cache.kv_heads * blocks,
-      threads_for(2 * p.heads * p.length(0) * head_dim, kMinProductsPerThread, num_threads),
+      threads_for(2 * p.heads * seen * head_dim, kMinProductsPerThread, num_threads),
       [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
           attend_block(p, item / blocks, item % blocks, queries + item * group,
@@ -116,14 +121,14 @@ void attend_queries(const Problem& p, int64_t kv_head, int64_t first, int64_t en
   Query queries[kQueryBlock];
   for (int64_t i = first; i < end; ++i) {
     const int64_t token = i / group;
-    const int64_t row = (token * p.heads + kv_head * group + i % group) * head_dim;
-    queries[i - first] = empty_query(p.q + row, p.length(token), head_dim, p.out + row);
+    const int64_t head = kv_head * group + i % group;
+    float* out = p.out + (token * p.heads + head) * head_dim;
+    queries[i - first] = empty_query(p, token, head, out);
   }
   const KvRows rows = rows_of(p, kv_head);
   const int64_t length = queries[end - first - 1].length;
-  for (int64_t position = 0; position < length; position += kPositionBlock) {
-    p.bodies.attend(rows, position, std::min(position + kPositionBlock, length), queries,
-                    end - first);
+  for (int64_t begin = queries[0].begin; begin < length; begin += kPositionBlock) {
+    p.bodies.attend(rows, begin, std::min(begin + kPositionBlock, length), queries, end - first);
   }
   for (int64_t i = 0; i < end - first; ++i) {
     p.bodies.merge(queries + i, 1, 1, head_dim, queries[i].out);
@@ -133,7 +138,8 @@ void attend_queries(const Problem& p, int64_t kv_head, int64_t first, int64_t en
 void prefill(const Problem& p, int num_threads) {
   const int64_t queries = p.tokens * p.group();
   const int64_t blocks = ceil_div(queries, kQueryBlock);
-  const int64_t products = 2 * p.tokens * p.heads * p.length(p.tokens - 1) * p.cache.head_dim;
+  const int64_t seen = p.length(p.tokens - 1) - p.begin(p.tokens - 1);
+  const int64_t products = 2 * p.tokens * p.heads * seen * p.cache.head_dim;
   ThreadPool::instance().parallel_for(
       p.cache.kv_heads * blocks, threads_for(products, kMinProductsPerThread, num_threads),
       [&](int64_t begin, int64_t end) {
@@ -147,8 +153,8 @@ void prefill(const Problem& p, int num_threads) {
 }  // namespace
 
 void attention(const float* q, const KvCache& cache, float* out, int64_t tokens, int64_t heads,
-               float scale, int num_threads, const std::string& isa) {
-  const Problem problem = {bodies_for(isa), q, cache, out, tokens, heads, scale,
+               const Scores& scores, int num_threads, const std::string& isa) {
+  const Problem problem = {bodies_for(isa), q, cache, out, tokens, heads, scores,
                            cache.state->position, cache.state->slot};
   if (tokens == 1) {
     decode(problem, num_threads);

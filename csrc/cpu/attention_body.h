@@ -23,11 +23,12 @@ namespace tinychat::cpu {
 namespace {
 
 // The scores of a query, then their probabilities, each times the scale of its value.
-struct Scores {
+struct ScoreBlock {
   alignas(64) float values[kPositionBlock + kLanes];
 };
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <typename T>
 inline Floats scales_at(const uint16_t* scales, int64_t position, int64_t left) {
@@ -46,7 +47,7 @@ inline void prefetch_rows(const T* row, int64_t head_dim) {
 
 template <int kCount, typename T>
 inline void score(const KvRows& rows, int64_t begin, int64_t first, int64_t end,
-                  const Query* queries, Scores* scores) {
+                  const Query* queries, ScoreBlock* scores) {
   const T* keys = static_cast<const T*>(rows.k);
   const float* q[kCount];
   float* to[kCount];
@@ -62,7 +63,7 @@ inline void score(const KvRows& rows, int64_t begin, int64_t first, int64_t end,
 
 template <int kCount, typename T>
 inline void gather(const KvRows& rows, int64_t begin, int64_t first, int64_t end,
-                   const Query* queries, const Scores* scores) {
+                   const Query* queries, const ScoreBlock* scores) {
   const T* values = static_cast<const T*>(rows.v);
   const float* weights[kCount];
   float* to[kCount];
@@ -76,14 +77,24 @@ inline void gather(const KvRows& rows, int64_t begin, int64_t first, int64_t end
   }
 }
 
+// The scores of positions from this one on, capped, less what the slope takes.
+inline Floats shaped(Floats scores, const KvRows& rows, const Query& query, int64_t position) {
+  if (rows.softcap != 0.0f) scores = softcapped(scores, rows.softcap);
+  Floats lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<float>(lane);
+  return scores - query.slope * (static_cast<float>(query.length - 1 - position) - lanes);
+}
+
 // A query's maximum over scores too.
-template <typename T>
-inline float scale_scores(const KvRows& rows, int64_t begin, int64_t count, float max,
+template <typename T, bool kPlain>
+inline float scale_scores(const KvRows& rows, int64_t begin, int64_t count, const Query& query,
                           float* scores) {
+  float max = query.max;
   Floats best = all(max);
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Floats scaled = load(scores + i) * rows.scale *
-                          scales_at<T>(rows.k_scale, begin + i, count - i);
+    Floats scaled = load(scores + i) * rows.scale *
+                    scales_at<T>(rows.k_scale, begin + i, count - i);
+    if constexpr (!kPlain) scaled = shaped(scaled, rows, query, begin + i);
     store(scores + i, scaled);
     if (i + kLanes > count) {
       for (int64_t j = count; j < i + kLanes; ++j) scores[j] = -kInfinity;
@@ -106,7 +117,9 @@ template <typename T>
 inline void softmax(const KvRows& rows, int64_t begin, int64_t end, Query& query, float* scores) {
   const int64_t count = end - begin;
   if (count <= 0) return;
-  const float max = scale_scores<T>(rows, begin, count, query.max, scores);
+  const bool plain = rows.softcap == 0.0f && query.slope == 0.0f;
+  const float max = plain ? scale_scores<T, true>(rows, begin, count, query, scores)
+                          : scale_scores<T, false>(rows, begin, count, query, scores);
   if (max > query.max) {
     rescale(rows, exp(all(query.max - max))[0], query);
     query.max = max;
@@ -127,11 +140,11 @@ inline int64_t common_end(int64_t begin, int64_t end, const Query& first, const 
   return common == least(end, last.length) ? common : common - (common - begin) % kRows;
 }
 
-// Adds positions to a few queries, of which none sees fewer than those before it. What one does
-// not see is not even multiplied by zero: it may be NaN.
+// Adds positions to a few queries, of which none sees fewer than those before it and all see what
+// they do from `begin` on. What one does not see is not even multiplied by zero: it may be NaN.
 template <int kCount, typename T>
 inline void attend_few(const KvRows& rows, int64_t begin, int64_t end, Query* queries) {
-  Scores scores[kCount];
+  ScoreBlock scores[kCount];
   const int64_t common = common_end(begin, end, queries[0], queries[kCount - 1]);
   score<kCount, T>(rows, begin, begin, common, queries, scores);
   for (int v = 0; v < kCount; ++v) {
@@ -145,12 +158,21 @@ inline void attend_few(const KvRows& rows, int64_t begin, int64_t end, Query* qu
   }
 }
 
+// The windows of a few queries begin within a few positions: those in front of where the last one
+// does are added to each query alone.
 template <typename T>
 inline void attend_as(const KvRows& rows, int64_t begin, int64_t end, Query* queries,
                       int64_t count) {
   for (int64_t done = 0; done < count; done += kVectors) {
-    with_count(least(kVectors, count - done), [&](auto few) {
-      attend_few<decltype(few)::value, T>(rows, begin, end, queries + done);
+    Query* of_few = queries + done;
+    const int64_t few = least(kVectors, count - done);
+    const int64_t open = greatest(begin, of_few[few - 1].begin);
+    for (int64_t v = 0; v < few - 1; ++v) {
+      const int64_t own = greatest(begin, of_few[v].begin);
+      if (own < open) attend_few<1, T>(rows, own, least(open, end), of_few + v);
+    }
+    with_count(few, [&](auto size) {
+      attend_few<decltype(size)::value, T>(rows, open, end, of_few);
     });
   }
 }

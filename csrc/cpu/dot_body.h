@@ -52,8 +52,8 @@ inline void prefetch(const void* from, int64_t bytes) {
 }
 
 template <int kCount, typename T>
-inline void add_products(const Rows<T>& rows, const float* const (&x)[kCount], int64_t i,
-                         int64_t n, Floats (&sums)[kCount][kRows]) {
+TINYCHAT_INLINE void add_products(const Rows<T>& rows, const float* const (&x)[kCount], int64_t i,
+                                  int64_t n, Floats (&sums)[kCount][kRows]) {
   Floats values[kRows];
   for (int r = 0; r < kRows; ++r) values[r] = load(rows.row[r] + i, n);
   for (int v = 0; v < kCount; ++v) {
@@ -64,8 +64,8 @@ inline void add_products(const Rows<T>& rows, const float* const (&x)[kCount], i
 
 // to[v][r] = the sum of n products of x[v] and row r.
 template <int kCount, typename T>
-inline void dot(const Rows<T>& rows, const float* const (&x)[kCount], int64_t n,
-                float* const (&to)[kCount]) {
+TINYCHAT_INLINE void dot(const Rows<T>& rows, const float* const (&x)[kCount], int64_t n,
+                         float* const (&to)[kCount]) {
   Floats sums[kCount][kRows] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) add_products(rows, x, i, kLanes, sums);
@@ -74,8 +74,8 @@ inline void dot(const Rows<T>& rows, const float* const (&x)[kCount], int64_t n,
 }
 
 template <int kCount, typename T>
-inline void add_weighted(const Rows<T>& rows, const Floats (&weights)[kCount][kRows], int64_t i,
-                         int64_t n, float* const (&to)[kCount]) {
+TINYCHAT_INLINE void add_weighted(const Rows<T>& rows, const Floats (&weights)[kCount][kRows],
+                                  int64_t i, int64_t n, float* const (&to)[kCount]) {
   Floats values[kRows];
   for (int r = 0; r < kRows; ++r) values[r] = load(rows.row[r] + i, n);
   for (int v = 0; v < kCount; ++v) {
@@ -87,8 +87,8 @@ inline void add_weighted(const Rows<T>& rows, const Floats (&weights)[kCount][kR
 
 // to[v] += the sum of weights[v][r] times row r.
 template <int kCount, typename T>
-inline void add_rows(const Rows<T>& rows, const float* const (&weights)[kCount], int64_t n,
-                     float* const (&to)[kCount]) {
+TINYCHAT_INLINE void add_rows(const Rows<T>& rows, const float* const (&weights)[kCount],
+                              int64_t n, float* const (&to)[kCount]) {
   Floats factors[kCount][kRows];
   for (int v = 0; v < kCount; ++v) {
     for (int r = 0; r < kRows; ++r) factors[v][r] = all(weights[v][r]);

@@ -29,7 +29,7 @@ namespace tinychat::cpu {
 
 // ---- both ends of the model --------------------------------------------------------------------
 
-// x = table[token_ids]. An id that is not in the table gives zeros.
+// x = table[token_ids] * scale. An id that is not in the table gives zeros.
 void embedding(const int32_t* token_ids,  // [tokens]
                const void* table,         // [vocab, hidden] dtype
                float* x,                  // [tokens, hidden]
@@ -37,6 +37,7 @@ void embedding(const int32_t* token_ids,  // [tokens]
                int64_t vocab,             //
                int64_t hidden,            //
                DType dtype,               //
+               float scale,               //
                int num_threads,           //
                const std::string& isa);
 
@@ -96,12 +97,42 @@ void add(float* x,               // [count]
          int num_threads,        //
          const std::string& isa);
 
-// out = silu(gate) * up.
-void silu_mul(const float* gate_up,  // [tokens, 2 size], gate first
-              float* out,            // [tokens, size]
-              int64_t tokens,        //
-              int64_t size,          //
-              int num_threads,       //
+// x = min(max(x, -limit), limit).
+void clip(float* x,         // [count]
+          int64_t count,    //
+          float limit,      //
+          int num_threads,  //
+          const std::string& isa);
+
+// x = cap * tanh(x / cap).
+void softcap(float* x,         // [count]
+             int64_t count,    //
+             float cap,        //
+             int num_threads,  //
+             const std::string& isa);
+
+// GELU is the exact one or that of tanh. The error of an activation is below 1e-6, above 1 the
+// relative one.
+enum class Activation : int { kSilu, kGelu, kGeluTanh };
+
+// out = activation(gate) * up.
+void gate_mul(const float* gate_up,   // [tokens, 2 size], gate first
+              float* out,             // [tokens, size]
+              int64_t tokens,         //
+              int64_t size,           //
+              Activation activation,  //
+              int num_threads,        //
+              const std::string& isa);
+
+// out = activation(x) / scales.
+void activate(const float* x,         // [tokens, size]
+              const void* scales,     // [size] dtype, or null
+              float* out,             // [tokens, size], may be x
+              int64_t tokens,         //
+              int64_t size,           //
+              Activation activation,  //
+              DType dtype,            //
+              int num_threads,        //
               const std::string& isa);
 
 // ---- memory ------------------------------------------------------------------------------------
@@ -137,25 +168,44 @@ struct KvCache {
   const StepState* state;  // slot and position; the tokens stand one after another from there
 };
 
-// Rotates queries and keys in the half-split layout of Hugging Face's Llama, and appends keys and
-// values to the cache, where there is room. In int8 each head's row has a scale of its own.
+// The RMSNorm of each query and each key.
+struct HeadNorm {
+  const void* q;  // [head_dim] dtype, or null, as k is then: there is none
+  const void* k;  // [head_dim] dtype
+  DType dtype;    //
+  float eps;      //
+};
+
+// Normalizes queries and keys, rotates them in the half-split layout of Hugging Face's Llama, and
+// appends keys and values to the cache, where there is room. In int8 each head's row has a scale
+// of its own.
 void rope_append(const float* qkv,      // [tokens, heads + 2 kv_heads, head_dim]
                  float* q,              // [tokens, heads, head_dim]
                  const KvCache& cache,  //
-                 const float* cos,      // [max_seq_len, head_dim / 2]
+                 const float* cos,      // [max_seq_len, head_dim / 2], or null: no rotation
                  const float* sin,      //
+                 const HeadNorm& norm,  //
                  int64_t tokens,        //
                  int64_t heads,         //
                  int num_threads,       //
                  const std::string& isa);
 
+// What is made of the products of queries and keys.
+struct Scores {
+  float scale;          // of the products, 1 / sqrt(head_dim) as a rule
+  int64_t window;       // positions that a token sees, its own among them; 0: all before it
+  float softcap;        // then softcap * tanh(score / softcap); 0: as they are
+  const float* slopes;  // [heads] of ALiBi, lost for each position that a key is back; or null
+};
+
 // The causal attention of tokens that follow one another, each over the cache up to its own place.
+// What lies behind a window is not read.
 void attention(const float* q,        // [tokens, heads, head_dim]
                const KvCache& cache,  //
                float* out,            // [tokens, heads, head_dim]
                int64_t tokens,        //
                int64_t heads,         // a multiple of kv_heads
-               float scale,           // of the scores, 1 / sqrt(head_dim) as a rule
+               const Scores& scores,  //
                int num_threads,       //
                const std::string& isa);
 

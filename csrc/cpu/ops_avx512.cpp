@@ -33,6 +33,7 @@
 #endif
 
 #define TINYCHAT_LANES 16
+#include "cpu/activation_body.h"
 #include "cpu/attention_body.h"
 #include "cpu/dense_body.h"
 #include "cpu/memory_body.h"
@@ -40,9 +41,9 @@
 
 namespace tinychat::cpu {
 
-const Bodies kAvx512Bodies = {widen_row, rms_norm_row, layer_norm_row, add_row, silu_mul_row,
-                             rotate_row, append_row, attend, merge, dense,
-                             read_piece, checksum_piece};
+const Bodies kAvx512Bodies = {widen_row, rms_norm_row, layer_norm_row, add_row, clip_row,
+                             softcap_row, gate_mul_row, activate_row, rotate_row, append_row,
+                             attend, merge, dense, read_piece, checksum_piece};
 
 }  // namespace tinychat::cpu
 

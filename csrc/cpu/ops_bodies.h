@@ -19,7 +19,7 @@
 #include <cstdint>
 #include <string>
 
-#include "common.h"
+#include "cpu/ops.h"
 
 namespace tinychat::cpu {
 
@@ -29,7 +29,9 @@ constexpr int64_t kPositionBlock = 256;
 // A query and what it has gathered so far.
 struct Query {
   const float* q;  // [head_dim]
-  int64_t length;  // The positions that it sees.
+  int64_t begin;   // The positions that it sees: from here,
+  int64_t length;  // and up to its own, which is the last.
+  float slope;     // What a score loses for each position that its key is back.
   float* out;      // [head_dim]: the sum of exp(score - max) * value
   float max;       // The largest score.
   float sum;       // Of exp(score - max).
@@ -44,6 +46,7 @@ struct KvRows {
   DType dtype;
   int64_t head_dim;
   float scale;
+  float softcap;
 };
 
 struct DenseProblem {
@@ -77,13 +80,18 @@ inline uint64_t mix_words(uint64_t before, uint64_t word) {
 
 struct Bodies {
   // A row each.
-  void (*widen)(const void* from, DType dtype, int64_t n, float* to);
+  void (*widen)(const void* from, DType dtype, int64_t n, float scale, float* to);
   void (*rms_norm)(const float* x, const void* weight, DType dtype, int64_t n, float eps,
                    float* y);
   void (*layer_norm)(const float* x, const void* weight, const void* bias, DType dtype, int64_t n,
                      float eps, float* y);
   void (*add)(float* x, const float* residual, int64_t n);
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  void (*clip)(float* x, int64_t n, float limit);
+  void (*softcap)(float* x, int64_t n, float cap);
+  void (*gate_mul)(Activation activation, const float* gate, const float* up, int64_t n,
+                   float* out);
+  void (*activate)(Activation activation, const float* x, const void* scales, DType dtype,
+                   int64_t n, float* out);
   void (*rotate)(const float* x, const float* cos, const float* sin, int64_t half, float* y);
   void (*append)(const float* x, int64_t n, const KvDestination& to);
 

@@ -21,6 +21,7 @@
 #include "cpu/ops_bodies.h"
 
 #define TINYCHAT_LANES 4
+#include "cpu/activation_body.h"
 #include "cpu/attention_body.h"
 #include "cpu/dense_body.h"
 #include "cpu/memory_body.h"
@@ -28,8 +29,8 @@
 
 namespace tinychat::cpu {
 
-const Bodies kGenericBodies = {widen_row, rms_norm_row, layer_norm_row, add_row, silu_mul_row,
-                             rotate_row, append_row, attend, merge, dense,
-                             read_piece, checksum_piece};
+const Bodies kGenericBodies = {widen_row, rms_norm_row, layer_norm_row, add_row, clip_row,
+                             softcap_row, gate_mul_row, activate_row, rotate_row, append_row,
+                             attend, merge, dense, read_piece, checksum_piece};
 
 }  // namespace tinychat::cpu

@@ -35,6 +35,14 @@ void for_rows(int64_t rows, int64_t size, int num_threads, Run run) {
       });
 }
 
+// Calls run for pieces of [0, count).
+template <typename Run>
+void for_pieces(int64_t count, int num_threads, Run run) {
+  ThreadPool::instance().parallel_for(
+      count, threads_for(count, kMinValuesPerThread, num_threads),
+      [&run](int64_t begin, int64_t end) { run(begin, end - begin); });
+}
+
 int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // Where a row of one half of the cache goes.
@@ -50,7 +58,7 @@ KvDestination destination(const KvCache& cache, void* values, void* scales, int6
 }  // namespace
 
 void embedding(const int32_t* token_ids, const void* table, float* x, int64_t tokens,
-               int64_t vocab, int64_t hidden, DType dtype, int num_threads,
+               int64_t vocab, int64_t hidden, DType dtype, float scale, int num_threads,
                const std::string& isa) {
   const Bodies& bodies = bodies_for(isa);
   for_rows(tokens, hidden, num_threads, [=, &bodies](int64_t t) {
@@ -59,7 +67,7 @@ void embedding(const int32_t* token_ids, const void* table, float* x, int64_t to
       std::fill_n(x + t * hidden, hidden, 0.0f);
     } else {
       const char* row = static_cast<const char*>(table) + id * hidden * size_of(dtype);
-      bodies.widen(row, dtype, hidden, x + t * hidden);
+      bodies.widen(row, dtype, hidden, scale, x + t * hidden);
     }
   });
 }
@@ -83,25 +91,45 @@ void layer_norm(const float* x, const void* weight, const void* bias, float* y, 
 void add(float* x, const float* residual, int64_t count, int num_threads,
          const std::string& isa) {
   const Bodies& bodies = bodies_for(isa);
-  ThreadPool::instance().parallel_for(
-      count, threads_for(count, kMinValuesPerThread, num_threads),
-      [=, &bodies](int64_t begin, int64_t end) {
-        bodies.add(x + begin, residual + begin, end - begin);
-      });
+  for_pieces(count, num_threads, [=, &bodies](int64_t begin, int64_t size) {
+    bodies.add(x + begin, residual + begin, size);
+  });
 }
 
-void silu_mul(const float* gate_up, float* out, int64_t tokens, int64_t size, int num_threads,
-              const std::string& isa) {
+void clip(float* x, int64_t count, float limit, int num_threads, const std::string& isa) {
+  const Bodies& bodies = bodies_for(isa);
+  for_pieces(count, num_threads, [=, &bodies](int64_t begin, int64_t size) {
+    bodies.clip(x + begin, size, limit);
+  });
+}
+
+void softcap(float* x, int64_t count, float cap, int num_threads, const std::string& isa) {
+  const Bodies& bodies = bodies_for(isa);
+  for_pieces(count, num_threads, [=, &bodies](int64_t begin, int64_t size) {
+    bodies.softcap(x + begin, size, cap);
+  });
+}
+
+void gate_mul(const float* gate_up, float* out, int64_t tokens, int64_t size,
+              Activation activation, int num_threads, const std::string& isa) {
   const Bodies& bodies = bodies_for(isa);
   for_rows(tokens, size, num_threads, [=, &bodies](int64_t t) {
     const float* gate = gate_up + t * 2 * size;
-    bodies.silu_mul(gate, gate + size, size, out + t * size);
+    bodies.gate_mul(activation, gate, gate + size, size, out + t * size);
+  });
+}
+
+void activate(const float* x, const void* scales, float* out, int64_t tokens, int64_t size,
+              Activation activation, DType dtype, int num_threads, const std::string& isa) {
+  const Bodies& bodies = bodies_for(isa);
+  for_rows(tokens, size, num_threads, [=, &bodies](int64_t t) {
+    bodies.activate(activation, x + t * size, scales, dtype, size, out + t * size);
   });
 }
 
 void rope_append(const float* qkv, float* q, const KvCache& cache, const float* cos,
-                 const float* sin, int64_t tokens, int64_t heads, int num_threads,
-                 const std::string& isa) {
+                 const float* sin, const HeadNorm& norm, int64_t tokens, int64_t heads,
+                 int num_threads, const std::string& isa) {
   const Bodies& bodies = bodies_for(isa);
   const int64_t head_dim = cache.head_dim;
   const int64_t half = head_dim / 2;
@@ -118,11 +146,19 @@ void rope_append(const float* qkv, float* q, const KvCache& cache, const float* 
     if (head >= heads + cache.kv_heads) {
       return bodies.append(x, head_dim, destination(cache, cache.v, cache.v_scale, row));
     }
-    float rotated[kMaxHeadDim];
-    float* to = head < heads ? q + (token * heads + head) * head_dim : rotated;
-    bodies.rotate(x, cos + position * half, sin + position * half, half, to);
+    float key[kMaxHeadDim];
+    float* to = head < heads ? q + (token * heads + head) * head_dim : key;
+    if (norm.q != nullptr) {
+      bodies.rms_norm(x, head < heads ? norm.q : norm.k, norm.dtype, head_dim, norm.eps, to);
+      x = to;
+    }
+    if (cos != nullptr) {
+      bodies.rotate(x, cos + position * half, sin + position * half, half, to);
+    } else if (x != to) {
+      std::copy_n(x, head_dim, to);
+    }
     if (head >= heads) {
-      bodies.append(rotated, head_dim, destination(cache, cache.k, cache.k_scale, row));
+      bodies.append(key, head_dim, destination(cache, cache.k, cache.k_scale, row));
     }
   });
 }

@@ -46,9 +46,9 @@ inline float inverse_root(float squares, int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
 }
 
-void widen_row(const void* from, DType dtype, int64_t n, float* to) {
+void widen_row(const void* from, DType dtype, int64_t n, float scale, float* to) {
   with_type(dtype, from, [&](const auto* values) {
-    for (int64_t i = 0; i < n; i += kLanes) store(to + i, load(values + i, n - i), n - i);
+    for (int64_t i = 0; i < n; i += kLanes) store(to + i, load(values + i, n - i) * scale, n - i);
   });
 }
 
@@ -83,14 +83,20 @@ void add_row(float* x, const float* residual, int64_t n) {
   }
 }
 
-void silu_mul_row(const float* gate, const float* up, int64_t n, float* out) {
+void clip_row(float* x, int64_t n, float limit) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    const Floats x = load(gate + i, n - i);
-    store(out + i, x / (1.0f + exp(-x)) * load(up + i, n - i), n - i);
+    const Floats value = load(x + i, n - i);
+    store(x + i, value > limit ? all(limit) : value < -limit ? all(-limit) : value, n - i);
   }
 }
 
-// The reference rounds each product.
+void softcap_row(float* x, int64_t n, float cap) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    store(x + i, softcapped(load(x + i, n - i), cap), n - i);
+  }
+}
+
+// The reference rounds each product. y may be x.
 void rotate_row(const float* x, const float* cos, const float* sin, int64_t half, float* y) {
   for (int64_t i = 0; i < half; i += kLanes) {
     const int64_t left = half - i;

@@ -74,6 +74,10 @@ class Call {
       return {next<void*>(), next<void*>(), next<void*>(),
               next<void*>(), next<DType>(), next<int64_t>(),
               next<int64_t>(), next<int64_t>(), next<const StepState*>()};
+    } else if constexpr (std::is_same_v<T, cpu::HeadNorm>) {
+      return {next<void*>(), next<void*>(), next<DType>(), next<float>()};
+    } else if constexpr (std::is_same_v<T, cpu::Scores>) {
+      return {next<float>(), next<int64_t>(), next<float>(), next<const float*>()};
     } else {
       T value;
       words_ >> value;
@@ -130,7 +134,10 @@ const std::map<std::string, Kernel> kKernels = {
     {"rms_norm", kernel(cpu::rms_norm)},
     {"layer_norm", kernel(cpu::layer_norm)},
     {"add", kernel(cpu::add)},
-    {"silu_mul", kernel(cpu::silu_mul)},
+    {"clip", kernel(cpu::clip)},
+    {"softcap", kernel(cpu::softcap)},
+    {"gate_mul", kernel(cpu::gate_mul)},
+    {"activate", kernel(cpu::activate)},
     {"rope_append", kernel(cpu::rope_append)},
     {"attention", kernel(cpu::attention)},
 };

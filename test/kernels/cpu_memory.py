@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinychat_ros.kernels import reference
+from tinychat_ros.kernels import extension, reference
 
 FP16, INT8, FP32 = torch.float16, torch.int8, torch.float32
 DTYPES = (FP16, torch.bfloat16, FP32)
@@ -50,6 +50,17 @@ class Result:
         """Return the results; nothing behind them may have been written."""
         assert (self._memory[-_FENCE:] == _UNTOUCHED).all()
         return self._values
+
+
+def rms_norm(x: Tensor, weight: Tensor, isa: str, eps: float = 1e-5,
+             num_threads: int = 1) -> Tensor:
+    """Return what cpu_rms_norm makes of x [T, H]."""
+    y = Result(*x.shape)
+    extension.load().cpu_rms_norm(
+        x=x.data_ptr(), weight=weight.data_ptr(), y=y.address, tokens=x.shape[0],
+        hidden=x.shape[1], eps=eps, dtype=DTYPES.index(weight.dtype), num_threads=num_threads,
+        isa=isa)
+    return y.read()
 
 
 def state_of(slot: int = 0, position: int = 0, token: int = 0, step: int = 0) -> Tensor:

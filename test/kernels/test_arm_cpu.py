@@ -33,6 +33,7 @@ from torch.testing import assert_close
 
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.kernels import reference
+from tinychat_ros.kernels.operands import HeadNorm, Scores
 from tinychat_ros.kernels.packing import (CpuTiles, Int8Weight, INT8_MAX_K, pack_codes,
                                           pack_cpu_tiles, QuantizedWeight)
 
@@ -46,6 +47,8 @@ PROCESSORS = {'max': ['i8mm', 'dotprod', 'generic'], 'cortex-a76': ['dotprod', '
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 23)
 NAN, INFINITY = float('nan'), float('inf')
 
+every_activation = pytest.mark.parametrize('kind, activation',
+                                           list(enumerate(reference.ACTIVATIONS)))
 every_kind = pytest.mark.parametrize('kind', [FP32, FP16, INT8], ids=['fp32', 'fp16', 'int8'])
 
 
@@ -241,26 +244,42 @@ def test_every_half_is_widened_to_its_value(weakest):
     table, x = torch.arange(-2**15, 2**15, dtype=torch.int16), torch.empty(2**16)
     for kind, dtype in enumerate(DTYPES[:2]):
         halves = table.view(dtype)
-        weakest.run('embedding', torch.zeros(1, dtype=torch.int32), halves, x, 1, 1, 2**16, kind)
+        ids = torch.zeros(1, dtype=torch.int32)
+        weakest.run('embedding', ids, halves, x, 1, 1, 2**16, kind, 1.0)
         assert_close(x, halves.float(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize('size', [1, 7, 16, 17, 100])
 def test_what_is_taken_element_by_element_agrees_with_the_reference(size, weakest):
-    gate_up, out = torch.randn(3, 2 * size) * 5, torch.empty(3, size)
-    weakest.run('silu_mul', gate_up, out, 3, size)
-    assert_close(out, reference.gate_mul(gate_up, 'silu'))
     x, residual = torch.randn(2, size)
     expected = x + residual
     weakest.run('add', x, residual, size)
     assert torch.equal(x, expected)
+    expected = x.clamp(-0.7, 0.7)
+    weakest.run('clip', x, size, 0.7)
+    assert torch.equal(x, expected)
+    expected = reference.softcap(residual, 0.7)
+    weakest.run('softcap', residual, size, 0.7)
+    assert_close(residual, expected)
+
+
+@every_activation
+@pytest.mark.parametrize('size', [1, 7, 16, 17, 100, 4003])
+def test_activations_agree_with_the_reference(size, kind, activation, weakest):
+    gate_up, out = torch.randn(3, 2 * size) * 5, torch.empty(3, size)
+    weakest.run('gate_mul', gate_up, out, 3, size, kind)
+    assert_close(out, reference.gate_mul(gate_up, activation), rtol=1e-6, atol=1e-5)
+    for scales in (None, (torch.rand(2 * size) + 0.5).half()):
+        out = torch.empty_like(gate_up)
+        weakest.run('activate', gate_up, scales, out, 3, 2 * size, kind, 0)
+        assert_close(out, reference.activate(gate_up, activation, scales), rtol=1e-6, atol=2e-6)
 
 
 def test_the_relative_error_of_exp_is_below_a_millionth(weakest):
     """Where x is far below 0, silu(x) is x * exp(x)."""
     gate = torch.linspace(-87.3, -17, 100003)
     out = torch.empty_like(gate)
-    weakest.run('silu_mul', torch.cat([gate, torch.ones_like(gate)]), out, 1, len(gate))
+    weakest.run('activate', gate, None, out, 1, len(gate), 0, 2)
     error = out.double() / (gate.double() / (1 + torch.exp(-gate.double()))) - 1
     assert error.abs().max() < 1e-6
 
@@ -283,21 +302,26 @@ def test_a_plain_linear_agrees_with_the_reference(n, k, m, dtype, weakest):
 @pytest.mark.parametrize('head_dim', [2, 24, 64, 80, 256])
 @pytest.mark.parametrize('tokens', [1, 17])
 @pytest.mark.parametrize('heads, kv_heads', [(4, 2), (3, 3), (7, 1)])
-def test_attention_agrees_with_the_reference(heads, kv_heads, tokens, head_dim, kind, weakest):
+@pytest.mark.parametrize('window, softcap, slope', [(0, 0.0, 0.0), (100, 0.0, 0.0),
+                                                    (7, 5.0, 0.1)])
+def test_attention_agrees_with_the_reference(window, softcap, slope, heads, kv_heads, tokens,
+                                             head_dim, kind, weakest):
     cache, start = Cache(kv_heads, 280, head_dim, kind).fill(260), 260 - tokens
     q, out = torch.randn(tokens, heads, head_dim) * 3, torch.empty(tokens, heads, head_dim)
+    scores = Scores(head_dim ** -0.5, window, softcap, torch.rand(heads) * slope)
     weakest.run('attention', q, *cache.arguments().values(), state_of(SLOT, start), out, tokens,
-                heads, head_dim ** -0.5)
-    expected = reference.attention(q.double(), *(x.double() for x in cache.rows(260))).float()
+                heads, *scores)
+    rows = (x.double() for x in cache.rows(260))
+    expected = reference.attention(q.double(), *rows, scores).float()
     assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def rope_append(processor, qkv, cache, heads, start, tables):
+def rope_append(processor, qkv, cache, heads, start, tables, norm=(None, None, 2, 0.0)):
     """Return the rotated queries; the rest goes into the cache."""
     tokens, _, head_dim = qkv.shape
     q, arguments = torch.full((tokens, heads, head_dim), -7.0), cache.arguments()
     processor.run('rope_append', qkv, q, *arguments.values(), state_of(SLOT, start), *tables,
-                  tokens, heads)
+                  *norm, tokens, heads)
     return q
 
 
@@ -315,6 +339,19 @@ def test_what_is_appended_has_the_bits_of_the_reference(scale, head_dim, kind, w
     assert torch.equal(q[:3], rotated[:, :4]) and (q[3:] == -7).all()
     for got, wanted in zip(cache.tensors(), expected.tensors()):
         assert torch.equal(got.view(torch.uint8), wanted.view(torch.uint8))
+
+
+@every_kind
+@pytest.mark.parametrize('head_dim', [2, 24, 80])
+def test_heads_are_normalized_and_need_no_rotation(head_dim, kind, weakest):
+    qkv, (q_norm, k_norm) = torch.randn(3, 8, head_dim), torch.rand(2, head_dim) + 0.5
+    cache, expected = (Cache(2, 8, head_dim, kind) for _ in range(2))
+    q = rope_append(weakest, qkv, cache, 4, 5, (None, None), (q_norm, k_norm, 2, 1e-5))
+    normed = reference.normalize_heads(qkv, 2, HeadNorm(q_norm, k_norm, 1e-5))
+    expected.put(5, normed[:, 4:6], normed[:, 6:])
+    assert_close(q, normed[:, :4])
+    for got, wanted in zip(cache.rows(8), expected.rows(8)):
+        assert_close(got[:, 5:], wanted[:, 5:], rtol=1e-3, atol=0.03 if kind == INT8 else 1e-5)
 
 
 def test_what_lies_between_two_halves_is_rounded_to_the_nearest_or_to_even(weakest):

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The CPU kernels of rows and of linears that are not quantized, against the reference."""
 
-from cpu_memory import DTYPES, Result
+from cpu_memory import DTYPES, Result, rms_norm
 import pytest
 import torch
 from torch.testing import assert_close
@@ -25,28 +25,21 @@ if kernels is None:
     pytest.skip(extension.why_absent(), allow_module_level=True)
 
 SIZES = (1, 7, 8, 15, 16, 17, 64, 100, 1000)
+ACTIVATIONS = list(reference.ACTIVATIONS)
 
 every_isa = pytest.mark.parametrize('isa', kernels.cpu_isas())
+every_activation = pytest.mark.parametrize('activation', ACTIVATIONS)
 every_dtype = pytest.mark.parametrize('dtype', DTYPES, ids=['fp16', 'bf16', 'fp32'])
 
 
-def embedding(token_ids, table, isa, num_threads=1):
+def embedding(token_ids, table, isa, num_threads=1, scale=1.0):
     tokens, (vocab, hidden) = len(token_ids), table.shape
     x = Result(tokens, hidden)
     kernels.cpu_embedding(
         token_ids=token_ids.data_ptr(), table=table.data_ptr(), x=x.address, tokens=tokens,
-        vocab=vocab, hidden=hidden, dtype=DTYPES.index(table.dtype), num_threads=num_threads,
-        isa=isa)
+        vocab=vocab, hidden=hidden, dtype=DTYPES.index(table.dtype), scale=scale,
+        num_threads=num_threads, isa=isa)
     return x.read()
-
-
-def rms_norm(x, weight, isa, eps=1e-5, num_threads=1):
-    y = Result(*x.shape)
-    kernels.cpu_rms_norm(
-        x=x.data_ptr(), weight=weight.data_ptr(), y=y.address, tokens=x.shape[0],
-        hidden=x.shape[1], eps=eps, dtype=DTYPES.index(weight.dtype), num_threads=num_threads,
-        isa=isa)
-    return y.read()
 
 
 def layer_norm(x, weight, bias, isa, eps=1e-5, num_threads=1):
@@ -58,11 +51,32 @@ def layer_norm(x, weight, bias, isa, eps=1e-5, num_threads=1):
     return y.read()
 
 
-def silu_mul(gate_up, isa, num_threads=1):
+def gate_mul(gate_up, activation, isa, num_threads=1):
     tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = Result(tokens, size)
-    kernels.cpu_silu_mul(gate_up=gate_up.data_ptr(), out=out.address, tokens=tokens, size=size,
-                         num_threads=num_threads, isa=isa)
+    kernels.cpu_gate_mul(gate_up=gate_up.data_ptr(), out=out.address, tokens=tokens, size=size,
+                         activation=ACTIVATIONS.index(activation), num_threads=num_threads,
+                         isa=isa)
+    return out.read()
+
+
+def activate(x, activation, scales, isa, num_threads=1):
+    out = Result(*x.shape)
+    scaled = {} if scales is None else {'scales': scales.data_ptr(),
+                                        'dtype': DTYPES.index(scales.dtype)}
+    kernels.cpu_activate(
+        x=x.data_ptr(), out=out.address, tokens=x.shape[0], size=x.shape[1],
+        activation=ACTIVATIONS.index(activation), num_threads=num_threads, isa=isa, **scaled)
+    return out.read()
+
+
+def bounded(kernel, x, limit, isa, num_threads=1):
+    """Return what cpu_clip or cpu_softcap makes of x."""
+    out = Result(*x.shape)
+    values = out.read().copy_(x)
+    name = {'clip': 'limit', 'softcap': 'cap'}[kernel]
+    getattr(kernels, f'cpu_{kernel}')(x=out.address, count=values.numel(), **{name: limit},
+                                      num_threads=num_threads, isa=isa)
     return out.read()
 
 
@@ -90,6 +104,8 @@ def test_an_embedding_is_the_row_of_its_token_and_zeros_without_one(hidden, dtyp
     x = embedding(torch.tensor([4, 0, 5, -1, 2], dtype=torch.int32), table, isa)
     assert torch.equal(x[[0, 1, 4]], table[[4, 0, 2]].float())
     assert (x[2:4] == 0).all()
+    scaled = embedding(torch.tensor([4], dtype=torch.int32), table, isa, scale=1.7)
+    assert torch.equal(scaled, table[4:].float() * 1.7)
 
 
 @every_isa
@@ -138,29 +154,73 @@ def test_a_residual_is_added_in_place(count, isa):
 
 
 @every_isa
+@every_activation
 @pytest.mark.parametrize('size', SIZES)
-def test_silu_times_up_agrees_with_the_reference(size, isa):
+def test_a_gate_times_up_agrees_with_the_reference(size, activation, isa):
     gate_up = torch.randn(3, 2 * size) * 5
-    assert_close(silu_mul(gate_up, isa), reference.gate_mul(gate_up, 'silu'))
+    assert_close(gate_mul(gate_up, activation, isa), reference.gate_mul(gate_up, activation),
+                 rtol=1e-6, atol=1e-5)
+
+
+@every_isa
+@every_dtype
+@every_activation
+@pytest.mark.parametrize('size', SIZES)
+def test_an_activation_over_scales_agrees_with_the_reference(size, activation, dtype, isa):
+    x = torch.randn(3, size) * 5
+    for scales in (None, (torch.rand(size) + 0.5).to(dtype)):
+        assert_close(activate(x, activation, scales, isa),
+                     reference.activate(x, activation, scales), rtol=1e-6, atol=2e-6)
+
+
+@every_isa
+@every_activation
+def test_the_error_of_an_activation_is_below_a_millionth(activation, isa):
+    x = torch.linspace(-40, 40, 400003)
+    exact = reference.activate(x.double(), activation, None)
+    error = activate(x[None], activation, None, isa)[0].double() - exact
+    assert (error.abs() / exact.abs().clamp(min=1)).max() < 1e-6
 
 
 @every_isa
 def test_the_relative_error_of_exp_is_below_a_millionth(isa):
     """Where x is far below 0, silu(x) is x * exp(x)."""
     gate = torch.linspace(-87.3, -17, 100003)
-    gate_up = torch.cat([gate, torch.ones_like(gate)])[None]
     expected = gate.double() / (1 + torch.exp(-gate.double()))
-    error = silu_mul(gate_up, isa)[0].double() / expected - 1
+    error = activate(gate[None], 'silu', None, isa)[0].double() / expected - 1
     assert error.abs().max() < 1e-6
 
 
 @every_isa
-def test_silu_takes_any_number(isa):
-    gate = torch.tensor([-1e30, -1e4, -100, 100, 1e4, 1e30, float('nan'), 0])
-    out = silu_mul(torch.cat([gate, torch.ones(8)])[None], isa)[0]
+@every_activation
+def test_an_activation_takes_any_number(activation, isa):
+    x = torch.tensor([-1e30, -1e4, -100, 100, 1e4, 1e30, float('inf'), float('nan'), 0])
+    out = activate(x[None], activation, None, isa)[0]
     assert out[:3].abs().max() < 1e-6
-    assert torch.equal(out[3:6], gate[3:6])
-    assert out[6].isnan() and out[7] == 0
+    assert torch.equal(out[3:7], x[3:7])
+    assert out[7].isnan() and out[8] == 0
+    infinite = activate(torch.tensor([[float('-inf')]]), activation, None, isa)
+    assert not infinite.isfinite().any()
+
+
+@every_isa
+@pytest.mark.parametrize('count', SIZES)
+def test_values_are_clipped_at_both_limits(count, isa):
+    x = torch.randn(count) * 3
+    assert torch.equal(bounded('clip', x, 2.5, isa), x.clamp(-2.5, 2.5))
+    ends = torch.tensor([float('nan'), float('inf'), float('-inf'), 2.5])
+    assert_close(bounded('clip', ends, 2.5, isa), ends.clamp(-2.5, 2.5), equal_nan=True)
+
+
+@every_isa
+def test_the_relative_error_of_a_softcap_is_below_a_millionth(isa):
+    x = torch.cat([torch.logspace(-30, 4, 100003), torch.linspace(1, 1000, 100003)])
+    out = bounded('softcap', torch.cat([x, -x]), 30.0, isa).double()
+    exact = 30 * torch.tanh(torch.cat([x, -x]).double() / 30)
+    assert (out / exact - 1).abs().max() < 1e-6
+    ends = torch.tensor([float('nan'), float('inf'), float('-inf'), 0.0])
+    assert_close(bounded('softcap', ends, 30.0, isa), torch.tensor([float('nan'), 30, -30, 0]),
+                 equal_nan=True)
 
 
 @every_isa
@@ -197,7 +257,11 @@ def test_the_number_of_threads_does_not_change_a_bit(isa):
     x, weight = torch.randn(70, 12000), torch.randn(12000)
     same_for_all_threads(lambda **n: rms_norm(x, weight, isa, **n))
     same_for_all_threads(lambda **n: layer_norm(x, weight, weight, isa, **n))
-    same_for_all_threads(lambda **n: silu_mul(x.view(35, -1), isa, **n))
+    for activation in ACTIVATIONS:
+        same_for_all_threads(lambda **n: gate_mul(x.view(35, -1), activation, isa, **n))
+        same_for_all_threads(lambda **n: activate(x, activation, weight, isa, **n))
+    for kernel in ('clip', 'softcap'):
+        same_for_all_threads(lambda **n: bounded(kernel, x, 2.0, isa, **n))
     same_for_all_threads(lambda **n: embedding(torch.arange(70, dtype=torch.int32), x, isa, **n))
     head = torch.randn(3001, 1000).half()
     for m in (1, 5):
@@ -221,3 +285,11 @@ def test_a_wrong_argument_is_refused_by_name(argument, value, expected):
                  'dtype': 2, 'num_threads': 1, argument: value}
     with pytest.raises(ValueError, match=f'cpu_dense_gemm: {argument}: expected {expected}'):
         kernels.cpu_dense_gemm(**arguments)
+
+
+@pytest.mark.parametrize('activation', [-1, 3])
+def test_an_activation_that_there_is_not_is_refused(activation):
+    address = torch.zeros(8).data_ptr()
+    with pytest.raises(ValueError, match=f'activation: expected .* .GELU., got {activation}'):
+        kernels.cpu_activate(x=address, out=address, tokens=1, size=1, activation=activation,
+                             num_threads=1)

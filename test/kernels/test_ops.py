@@ -13,11 +13,14 @@
 # limitations under the License.
 """The fused ops against the same steps one by one, with plain, quantized and mixed weights."""
 
+from functools import partial
+from typing import Any, Callable, Optional
+
 import pytest
 import torch
 
 from tinychat_ros.errors import KernelError
-from tinychat_ros.kernels import extension, ops, reference
+from tinychat_ros.kernels import cpu, extension, ops, reference
 from tinychat_ros.kernels.linear import Linear, prepare
 from tinychat_ros.kernels.packing import CpuTiles, Int8Weight, QuantizedWeight
 from tinychat_ros.kernels.rtn import quantize_rtn
@@ -155,6 +158,86 @@ def test_logits_are_fp32_whatever_the_dtype(dtype):
     norm = ops.Norm(*(_norm()[0].to(dtype), 1e-5))
     out = ops.lm_head(_random(2, _HIDDEN).to(dtype), norm, Linear(_random(30, _HIDDEN).to(dtype)))
     assert out.dtype == torch.float32 and out.shape == (2, 30)
+
+
+def _layer_norm(dtype: torch.dtype = torch.float32) -> ops.LayerNorm:
+    weight, bias = (_random(_HIDDEN, seed=seed).to(dtype) for seed in (9, 10))
+    return ops.LayerNorm(weight + 1, bias, 1e-5)
+
+
+def _qkv_step(norm: ops.AnyNorm, rope: Optional[ops.RotaryTable] = None,
+              **flags: Any) -> Callable[..., torch.Tensor]:
+    return partial(ops.qkv_rope_append, _random(1, _HIDDEN), norm, [Linear(_random(64, _HIDDEN))],
+                   rope, start=ops.StepState.at(9, torch.device('cpu')), **flags)
+
+
+def _attention_step(**flags: Any) -> Callable[..., torch.Tensor]:
+    return partial(ops.attention, _random(1, _HEADS, _HEAD_DIM), scores=ops.Scores(0.3, **flags),
+                   start=ops.StepState.at(9, torch.device('cpu')))
+
+
+_HEAD_NORM = ops.HeadNorm(_random(_HEAD_DIM, seed=6).half(), _random(_HEAD_DIM).half(), 1e-6)
+_STEPS_OF_A_CACHE = {
+    'RMSNorm and rotation': _qkv_step(_norm(), _rope()),
+    'LayerNorm without rotation': _qkv_step(_layer_norm()),
+    'LayerNorm of halves and a clip': _qkv_step(_layer_norm(torch.float16), clip=0.5),
+    'norms of heads': _qkv_step(_norm(), _rope(), head_norm=_HEAD_NORM),
+    'attention': _attention_step(),
+    'a window': _attention_step(window=4),
+    'capped scores': _attention_step(softcap=2.0),
+    'slopes': _attention_step(slopes=torch.arange(4) / 10),
+}
+_X, _UP = _random(1, _HIDDEN, seed=4), Linear(_random(40, _HIDDEN), _random(40))
+_STEPS = {
+    'a scaled embedding': partial(ops.embedding, torch.tensor([3], dtype=torch.int32),
+                                  _random(9, _HIDDEN), torch.float32, 8.0),
+    'a norm behind a linear': partial(ops.linear_residual, _X, Linear(_random(_HIDDEN, _HIDDEN)),
+                                      _random(1, _HIDDEN), _layer_norm()),
+    **{f'a gate of {name}': partial(ops.norm_gate_up, _X, _norm(), [_UP], name)
+       for name in reference.ACTIVATIONS},
+    **{f'{name} alone': partial(ops.norm_up, _X, _layer_norm(), _UP, name)
+       for name in reference.ACTIVATIONS},
+    'scales of an activation': partial(ops.norm_up, _X, _norm(), _UP, 'gelu',
+                                       _random(40).exp().half()),
+    'capped logits': partial(ops.lm_head, _X, _norm(), _UP, 3.0),
+}
+
+
+def _recorded(step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return what a step gives that was recorded and replayed."""
+    found = []
+    assert cpu.record(lambda: found.append(step()))()
+    return found[0]
+
+
+@pytest.fixture
+def compiled() -> None:
+    if extension.load() is None:
+        pytest.skip(extension.why_absent())
+
+
+@pytest.mark.parametrize('name', _STEPS)
+def test_an_op_gives_the_same_by_kernels_recorded_and_by_the_reference(
+        name, compiled, monkeypatch):
+    by_kernels = _STEPS[name]()
+    assert torch.equal(_recorded(_STEPS[name]), by_kernels)
+    monkeypatch.setattr(extension, 'load', lambda: None)
+    torch.testing.assert_close(by_kernels, _STEPS[name](), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', _STEPS_OF_A_CACHE)
+def test_an_op_of_a_cache_gives_the_same_by_kernels_recorded_and_by_the_reference(
+        name, compiled, monkeypatch):
+    caches = [ops.LayerCache(*(_random(_KV_HEADS, 16, _HEAD_DIM, seed=s) for s in (1, 2)))
+              for _ in range(3)]
+    steps = [partial(_STEPS_OF_A_CACHE[name], cache=cache) for cache in caches]
+    by_kernels = steps[0]()
+    assert torch.equal(_recorded(steps[1]), by_kernels)
+    monkeypatch.setattr(extension, 'load', lambda: None)
+    torch.testing.assert_close(by_kernels, steps[2](), rtol=1e-5, atol=1e-5)
+    for values, recorded, expected in zip(*(cache[:2] for cache in caches)):
+        assert torch.equal(recorded, values)
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_embedding_picks_rows():

@@ -22,18 +22,19 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 import os
 import threading
-from typing import Any, Callable, Collection, Iterator, Optional
+from typing import Any, Callable, Collection, Iterator, Optional, Union
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.errors import KernelError
 from tinychat_ros.kernels import extension
-from tinychat_ros.kernels.operands import LayerCache, RotaryTable, Scores
+from tinychat_ros.kernels.operands import AnyNorm, HeadNorm, LayerCache, RotaryTable, Scores
 from tinychat_ros.kernels.packing import CpuTiles, Int8Weight
 
 # As the kernels number them.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
 KV_DTYPES = (torch.float32, torch.float16, torch.int8)
 MAX_HEAD_DIM = 256
 
@@ -61,6 +62,12 @@ def takes(x: Tensor) -> bool:
 def takes_weight(weight: Tensor) -> bool:
     """Say whether the kernels, where they take activations, read a plain weight."""
     return weight.dtype in _DTYPES and not weight.requires_grad
+
+
+def takes_norm(norm: Union[AnyNorm, HeadNorm]) -> bool:
+    """Say whether the kernels take a norm, whose weights they read in one dtype."""
+    *weights, _ = (weight for weight in norm if weight is not None)
+    return all(takes_weight(w) and w.dtype == weights[0].dtype for w in weights)
 
 
 def takes_cache(cache: LayerCache) -> bool:
@@ -151,13 +158,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
-    """Return the rows token_ids int32 [T] of weight [V, H]."""
+def layer_norm(x: Tensor, weight: Tensor, bias: Optional[Tensor], eps: float) -> Tensor:
+    """See reference.layer_norm; weight and bias are of one dtype."""
+    x, y = _contiguous(x), empty(*x.shape)
+    extension.load().cpu_layer_norm(
+        x=x.data_ptr(), weight=weight.data_ptr(), bias=_address(bias), y=y.data_ptr(),
+        tokens=x.shape[0], hidden=x.shape[1], eps=eps, dtype=_dtype(weight),
+        num_threads=_threads())
+    return y
+
+
+def embedding(token_ids: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """Return the rows token_ids int32 [T] of weight [V, H], scaled."""
     vocab, hidden = weight.shape
     x = empty(len(token_ids), hidden)
     extension.load().cpu_embedding(
         token_ids=token_ids.data_ptr(), table=weight.data_ptr(), x=x.data_ptr(),
-        tokens=len(token_ids), vocab=vocab, hidden=hidden, dtype=_dtype(weight),
+        tokens=len(token_ids), vocab=vocab, hidden=hidden, dtype=_dtype(weight), scale=scale,
         num_threads=_threads())
     return x
 
@@ -207,23 +224,56 @@ def add(x: Tensor, other: Tensor) -> Tensor:
     return x
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """See reference.silu_mul."""
+def clip(x: Tensor, limit: float) -> Tensor:
+    """Return x, of which -limit and limit have become the bounds."""
+    extension.load().cpu_clip(x=x.data_ptr(), count=x.numel(), limit=limit, num_threads=_threads())
+    return x
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """Return x, which has become what reference.softcap gives."""
+    extension.load().cpu_softcap(x=x.data_ptr(), count=x.numel(), cap=cap, num_threads=_threads())
+    return x
+
+
+def gate_mul(gate_up: Tensor, activation: str) -> Tensor:
+    """See reference.gate_mul."""
     tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = empty(tokens, size)
-    extension.load().cpu_silu_mul(gate_up=gate_up.data_ptr(), out=out.data_ptr(), tokens=tokens,
-                                  size=size, num_threads=_threads())
+    extension.load().cpu_gate_mul(
+        gate_up=gate_up.data_ptr(), out=out.data_ptr(), tokens=tokens, size=size,
+        activation=_ACTIVATIONS.index(activation), num_threads=_threads())
     return out
 
 
-def rope_append(heads: Tensor, rope: RotaryTable, cache: LayerCache, state: Tensor) -> Tensor:
-    """Rotate heads [T, Hq + 2 Hkv, D], append keys and values; return the queries [T, Hq, D]."""
+def activate(x: Tensor, activation: str, scales: Optional[Tensor]) -> Tensor:
+    """Return x [T, I], which has become what reference.activate gives."""
+    scaled = {} if scales is None else {'scales': scales.data_ptr(), 'dtype': _dtype(scales)}
+    extension.load().cpu_activate(
+        x=x.data_ptr(), out=x.data_ptr(), tokens=x.shape[0], size=x.shape[1],
+        activation=_ACTIVATIONS.index(activation), num_threads=_threads(), **scaled)
+    return x
+
+
+def rope_append(heads: Tensor, rope: Optional[RotaryTable], cache: LayerCache, state: Tensor,
+                norm: Optional[HeadNorm]) -> Tensor:
+    """
+    Normalize and rotate heads [T, Hq + 2 Hkv, D], where there is a norm and a rotation.
+
+    Keys and values are appended to the cache.
+
+    :returns: the queries [T, Hq, D].
+    """
     tokens, all_heads, head_dim = heads.shape
     query_heads = all_heads - 2 * cache.k.shape[0]
     q = empty(tokens, query_heads, head_dim)
+    rotated = {} if rope is None else {'cos': rope.cos.data_ptr(), 'sin': rope.sin.data_ptr()}
+    normed = {} if norm is None else {
+        'q_norm': norm.q.data_ptr(), 'k_norm': norm.k.data_ptr(), 'norm_dtype': _dtype(norm.q),
+        'eps': norm.eps}
     extension.load().cpu_rope_append(
-        _cache(cache, state), qkv=heads.data_ptr(), q=q.data_ptr(), cos=rope.cos.data_ptr(),
-        sin=rope.sin.data_ptr(), tokens=tokens, heads=query_heads, num_threads=_threads())
+        _cache(cache, state), qkv=heads.data_ptr(), q=q.data_ptr(), **rotated, **normed,
+        tokens=tokens, heads=query_heads, num_threads=_threads())
     return q
 
 
@@ -234,7 +284,8 @@ def attention(q: Tensor, cache: LayerCache, state: Tensor, scores: Scores) -> Te
     out = empty(tokens, heads, head_dim)
     extension.load().cpu_attention(
         _cache(cache, state), q=q.data_ptr(), out=out.data_ptr(), tokens=tokens, heads=heads,
-        scale=scores.scale, num_threads=_threads())
+        scale=scores.scale, window=scores.window, softcap=scores.softcap,
+        slopes=_address(scores.slopes), num_threads=_threads())
     return out
 
 
@@ -272,6 +323,10 @@ def _cache(cache: LayerCache, state: Tensor) -> Any:
         k=cache.k.data_ptr(), v=cache.v.data_ptr(), dtype=_DTYPES.index(dtype),
         kv_heads=kv_heads, max_seq_len=max_seq_len, head_dim=head_dim, state=state.data_ptr(),
         **scales)
+
+
+def _address(tensor: Optional[Tensor]) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _dtype(weight: Tensor) -> int:

@@ -46,13 +46,10 @@ def embedding(token_ids: Tensor, weight: Tensor, dtype: torch.dtype, scale: floa
     if token_ids.dtype == torch.int32 and cuda.takes(weight) and weight.shape[1] % 8 == 0:
         x = cuda.embedding(token_ids, weight)
     elif token_ids.dtype == torch.int32 and cpu.serves(dtype, weight.device):
-        x = cpu.embedding(token_ids, weight)
+        return cpu.embedding(token_ids, weight, scale)
     else:
         x = F.embedding(token_ids, weight).to(dtype)
-    if scale == 1.0:
-        return x
-    cpu.refuse_recording('embedding: a scale')
-    return x * scale
+    return x if scale == 1.0 else x * scale
 
 
 def linear(x: Tensor, layer: Linear) -> Tensor:
@@ -84,12 +81,12 @@ def qkv_rope_append(x: Tensor, norm: AnyNorm, qkv: Sequence[Linear],
         return cuda.qkv(x, tiles, qkv[0].bias, norm, rope, cache, state)
     heads = _linears(x, qkv, norm).view(x.shape[0], -1, cache.k.shape[2])
     if clip:
-        cpu.refuse_recording('clip_qkv')
-        heads = heads.clamp(-clip, clip)
+        heads = cpu.clip(heads, clip) if cpu.takes(heads) else heads.clamp(-clip, clip)
     if kernel and head_norm is None and rope is not None:
         return cuda.rope_append(heads, tiles is not None, rope, cache, on_device(start, x.device))
-    if cpu.takes(heads) and cpu.takes_cache(cache) and head_norm is None and rope is not None:
-        return cpu.rope_append(heads, rope, cache, on_device(start, x.device))
+    if (cpu.takes(heads) and cpu.takes_cache(cache)
+            and (head_norm is None or cpu.takes_norm(head_norm))):
+        return cpu.rope_append(heads, rope, cache, on_device(start, x.device), head_norm)
     return _rope_append(heads, rope, cache, on_host(start), head_norm)
 
 
@@ -97,7 +94,7 @@ def attention(q: Tensor, cache: LayerCache, start: Start, scores: Scores) -> Ten
     """Attend causally from q [T, Hq, D] at ``start`` over the cache: [T, Hq * D]."""
     if _attention_kernel(q, cache) and scores.plain:
         return cuda.attention(q, cache, on_device(start, q.device), scores).flatten(1)
-    if cpu.takes(q) and cpu.takes_cache(cache) and scores.plain:
+    if cpu.takes(q) and cpu.takes_cache(cache):
         return cpu.attention(q, cache, on_device(start, q.device), scores).flatten(1)
     length = on_host(start) + q.shape[0]
     k, v = (values[:, :length] if scale is None
@@ -128,10 +125,7 @@ def norm_gate_up(x: Tensor, norm: AnyNorm, gate_up: Sequence[Linear],
             and activation == 'silu'):
         return cuda.gate_up(x, tiles, gate_up[0].bias, norm)
     products = _linears(x, gate_up, norm)
-    if cpu.takes(products) and activation == 'silu':
-        return cpu.silu_mul(products)
-    cpu.refuse_recording(f'{activation} of a gate')
-    return reference.gate_mul(products, activation)
+    return (cpu if cpu.takes(products) else reference).gate_mul(products, activation)
 
 
 def norm_up(x: Tensor, norm: AnyNorm, up: Linear, activation: str,
@@ -142,8 +136,8 @@ def norm_up(x: Tensor, norm: AnyNorm, up: Linear, activation: str,
     :param scales: [I], which a quantizer has moved into the linear behind; or None.
     """
     products = _linears(x, [up], norm)
-    cpu.refuse_recording(activation)
-    return reference.activate(products, activation, scales)
+    kernel = cpu.takes(products) and (scales is None or cpu.takes_weight(scales))
+    return (cpu if kernel else reference).activate(products, activation, scales)
 
 
 def lm_head(x: Tensor, norm: AnyNorm, head: Linear, softcap: float = 0.0) -> Tensor:
@@ -151,8 +145,7 @@ def lm_head(x: Tensor, norm: AnyNorm, head: Linear, softcap: float = 0.0) -> Ten
     logits = _linears(x, [head], norm).float()
     if not softcap:
         return logits
-    cpu.refuse_recording('softcap')
-    return reference.softcap(logits, softcap)
+    return (cpu if cpu.takes(logits) else reference).softcap(logits, softcap)
 
 
 def candidates(x: Tensor, norm: AnyNorm, head: Linear, softcap: float = 0.0) -> Candidates:
@@ -219,11 +212,11 @@ def _linears(x: Tensor, layers: Sequence[Linear], norm: AnyNorm) -> Tensor:
 def _norm(x: Tensor, norm: Optional[AnyNorm]) -> Tensor:
     if norm is None:
         return x
+    if cpu.takes(x) and cpu.takes_norm(norm):
+        return (cpu.layer_norm if isinstance(norm, LayerNorm) else cpu.rms_norm)(x, *norm)
+    cpu.refuse_recording('norm: weights that are not of one dtype')
     if isinstance(norm, LayerNorm):
-        cpu.refuse_recording('LayerNorm')
         return reference.normalize(x, norm)
-    if cpu.takes(x) and cpu.takes_weight(norm.weight):
-        return cpu.rms_norm(x, *norm)
     kernel = cuda.takes(x) and x.shape[1] % 8 == 0
     return (cuda.rms_norm if kernel else reference.rms_norm)(x, *norm)
 
