@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 from tiny_models import SPECIAL_TOKENS
 from tinychat_ros.engine.sampler import Sampler, SamplingParams
@@ -58,7 +58,8 @@ class FakeRunner:
         self._vocab_size = vocab_size
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
-                interrupted: Callable[[], bool] = lambda: False) -> Any:
+                interrupted: Callable[[], bool] = lambda: False,
+                features: Optional[Tensor] = None) -> Any:
         """Write tokens over what lies in the slot from ``start`` on."""
         if interrupted():
             return None

@@ -47,7 +47,7 @@ HOMES = {
     'sensor_msgs': ROS_HOMES,
     'std_msgs': ROS_HOMES,
     'tinychat_msgs': ROS_HOMES,
-    'PIL': ('engine/image.py',),
+    'PIL': ('engine/image.py', 'engine/image_processor.py'),
     'jinja2': ('engine/chat_template.py', 'quantization/report.py'),
     'matplotlib': ('quantization/report.py', 'bench/table.py'),
     'safetensors': ('checkpoint/',),

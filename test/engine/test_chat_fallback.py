@@ -147,7 +147,8 @@ def test_the_next_question_that_a_falcon_makes_up_ends_its_answer(tmp_path, monk
 
     def ask(**fields):
         request = Request('So?', max_new_tokens=len(script), **fields)
-        speak.prompt = len(engine._prompt_ids(engine._conversations.begin(''), request))
+        prompt = engine._prompt(engine._conversations.begin(''), request)
+        speak.prompt = len(prompt.ids)
         engine._runner = FakeRunner(speak, engine.info.vocab_size)
         return list(engine.generate(request))[-1].result
 

@@ -324,16 +324,16 @@ def test_a_reset_during_an_answer_forgets_it_and_the_next_one_starts_anew(make_e
 
 def test_resets_while_a_prompt_is_prepared_lose_no_slot(make_engine):
     engine = make_engine(hashed, num_slots=2)
-    prepare = engine._prompt_ids
+    prepare = engine._prompt
 
     def reset_meanwhile(conversation, request):
         engine.reset_conversation(conversation.conversation_id)
         return prepare(conversation, request)
 
-    engine._prompt_ids = reset_meanwhile
+    engine._prompt = reset_meanwhile
     for _ in range(5):
         assert _ask(engine, 'x', conversation_id='a', max_new_tokens=2).text
-    engine._prompt_ids = prepare
+    engine._prompt = prepare
     for name in 'abc':
         _ask(engine, 'x', conversation_id=name, max_new_tokens=2)
     assert sum(c.slot is not None for c in engine.conversations) == 2

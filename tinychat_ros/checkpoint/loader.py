@@ -84,7 +84,7 @@ class WeightLoader:
             return self._read_linears(names, out_features, in_features, order, rows)
         name, shape = ' + '.join(names), (sum(out_features), in_features)
         packed = self._cache.take(name, *shape)
-        if packed is None and name == 'lm_head':
+        if packed is None and name == self._reader.config.names.lm_head:
             packed = self._cache.take(_ROUNDED_HEAD.format(self._lm_head_dtype), *shape)
         if packed is not None:
             return (self._cached_linear(names, out_features, packed, rows),)

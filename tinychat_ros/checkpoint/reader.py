@@ -30,6 +30,7 @@ from torch import Tensor
 from tinychat_ros.checkpoint.fingerprint import content_hash
 from tinychat_ros.errors import CheckpointError
 from tinychat_ros.models.fields import token_ids
+from tinychat_ros.models.llava import placed
 from tinychat_ros.models.registry import read_config
 
 _DTYPE_BYTES = {'F64': 8, 'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'I32': 4, 'I16': 2, 'I8': 1,
@@ -83,6 +84,8 @@ class CheckpointReader:
         except BaseException:
             self._stack.close()
             raise
+        if self.config.vision is not None:
+            self.config = placed(self.config, self.names)
 
     def __enter__(self) -> CheckpointReader:
         return self

@@ -26,9 +26,6 @@ from tinychat_ros.kernels.linear import StoredWeight, why_reference
 from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 
-_EMBEDDING = 'model.embed_tokens'
-_LM_HEAD = 'lm_head'
-
 
 @dataclass(frozen=True)
 class LayerSummary:
@@ -50,17 +47,19 @@ class LayerSummary:
 
 def summarize_layers(reader: CheckpointReader) -> list[LayerSummary]:
     """Describe every linear of a checkpoint, in the order of the names."""
-    names = formats.layer_names(reader) - {_EMBEDDING}
+    names = formats.layer_names(reader) - {reader.config.names.embedding}
     return [_summarize(reader, name) for name in sorted(names, key=_natural)]
 
 
 def weight_bytes_per_token(reader: CheckpointReader) -> int:
     """Return the bytes of weights that decoding one token reads, as stored."""
     # An embedding is read one row at a time, unless it is the LM head as well.
-    tied = reader.config.tie_word_embeddings
-    skipped = _LM_HEAD if tied else _EMBEDDING
+    names, vision = reader.config.names, reader.config.vision
+    skipped = [names.lm_head if reader.config.tie_word_embeddings else names.embedding]
+    if vision is not None:
+        skipped += [vision.tower, vision.projector]
     return sum(reader.num_bytes(name) for name in reader.names
-               if not name.startswith(f'{skipped}.'))
+               if not name.startswith(tuple(f'{each}.' for each in skipped)))
 
 
 def kv_bytes_fp16(reader: CheckpointReader) -> int:

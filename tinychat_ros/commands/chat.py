@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 import json
+from pathlib import Path
 import signal
 import sys
 from typing import Any, Optional
@@ -27,6 +28,7 @@ from tinychat_ros.commands.common import (
 from tinychat_ros.engine.config import (
     ACTIVATIONS, EngineConfig, KV_CACHE_DTYPES, LM_HEAD_DTYPES)
 from tinychat_ros.engine.engine import Engine
+from tinychat_ros.engine.image import decode_image, Image
 from tinychat_ros.engine.request import Request, Result
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import InvalidRequestError
@@ -73,6 +75,8 @@ def _answer_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group('answer')
     group.add_argument('--system', default='', metavar='TEXT', help='system prompt')
+    group.add_argument('--image', type=Path, metavar='FILE',
+                       help='JPEG or PNG to show with the first prompt of a conversation')
     group.add_argument('--max-new-tokens', type=int, metavar='N',
                        help='default: as many as the context holds')
     group.add_argument('--stop', action='append', default=[], metavar='TEXT',
@@ -97,6 +101,10 @@ def _load_engine(args: argparse.Namespace) -> Engine:
         processors=args.processors, num_slots=1))
 
 
+def _image(args: argparse.Namespace) -> Optional[Image]:
+    return args.image and decode_image(args.image.read_bytes())
+
+
 def _sampling(args: argparse.Namespace, default: SamplingParams) -> SamplingParams:
     given = {name: value for name in asdict(default)
              if (value := getattr(args, name)) is not None}
@@ -111,7 +119,7 @@ def _request(args: argparse.Namespace, engine: Engine, text: str, **fields: Any)
 
 def _generate(args: argparse.Namespace) -> int:
     engine = _load_engine(args)
-    request = _request(args, engine, args.prompt, raw=args.raw)
+    request = _request(args, engine, args.prompt, raw=args.raw, image=_image(args))
     result = _stream(engine, request, quiet=args.json)
     if args.json:
         print(json.dumps(_result_json(result)))
@@ -135,7 +143,7 @@ def _stream(engine: Engine, request: Request, quiet: bool) -> Result:
 def _chat(args: argparse.Namespace) -> int:
     engine = _load_engine(args)
     # A wrong option or a missing template shows before anything is typed.
-    _request(args, engine, 'Hello')
+    _request(args, engine, 'Hello', image=_image(args))
     engine.count_tokens('Hello', with_chat_template=True)
     interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:
@@ -160,7 +168,8 @@ def _chat_line(args: argparse.Namespace, engine: Engine, text: str) -> list[dict
     elif text.startswith('/'):
         print(_CHAT_HELP, file=sys.stderr)
     elif text.strip():
-        request = _request(args, engine, text, conversation_id=_CONVERSATION)
+        image = None if engine.conversations else _image(args)
+        request = _request(args, engine, text, conversation_id=_CONVERSATION, image=image)
         return [{'prompt': text, **_result_json(_stream(engine, request, args.json))}]
     return []
 

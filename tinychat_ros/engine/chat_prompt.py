@@ -46,7 +46,8 @@ class ChatPrompt:
         self._tokenizer = tokenizer
         self.stop = tuple(stop)
         special = {text for text, is_special in tokenizer.added_tokens.items()
-                   if is_special or text in tokenizer.special_tokens.values()}
+                   if is_special or text in (*tokenizer.special_tokens.values(),
+                                             template.image_token)}
         self._special = special
         named = {text for text in tokenizer.added_tokens
                  if text.strip() and text in template.source}
@@ -93,7 +94,11 @@ class ChatPrompt:
         return pattern.sub(lambda match: match.group() + BREAK, message.content)
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self._tokenizer.encode(self._template.render(messages), special=False)
+        text = self._template.render(messages)
+        # Templates of image models leave BOS to the processor, which puts it where it is missing.
+        bos = self._tokenizer.special_tokens.get('bos_token', '')
+        missing = self._template.image_token and bos and not text.startswith(bos)
+        return self._tokenizer.encode(text, special=bool(missing))
 
     def _controls(self, ids: Iterable[int]) -> Counter[int]:
         return Counter(i for i in ids if i in self._control_ids)

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 import json
 from pathlib import Path
@@ -49,14 +50,17 @@ class ChatTemplate:
 
     The environment is the one that Hugging Face templates are written for: trimmed blocks, loop
     controls, ``{% generation %}``, ``raise_exception``, ``strftime_now`` and a ``tojson`` without
-    HTML escapes. Templates of image models may want a content as a list of parts, and get it.
+    HTML escapes. Templates of image models may want a content as a list of parts, and get it; in
+    others, the token for an image stands in a line above the text.
 
     :param source: the Jinja text.
     :param special_tokens: ``bos_token``, ``eos_token`` and so on, as variables of the template.
+    :param image_token: what stands for an image, '' for a model that takes text alone.
     :raises ChatTemplateError: the text is not valid Jinja.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str],
+                 image_token: str = '') -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True,
             extensions=['jinja2.ext.loopcontrols', _Generation])
@@ -65,6 +69,7 @@ class ChatTemplate:
         environment.globals['strftime_now'] = lambda pattern: datetime.now().strftime(pattern)
         self._special_tokens = special_tokens
         self.source = source
+        self.image_token = image_token
         if not isinstance(source, str):
             raise ChatTemplateError('chat template: expected Jinja text, '
                                     f'got {type(source).__name__}')
@@ -72,7 +77,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except Exception as error:  # deep nesting fails in Python's own compiler
             raise ChatTemplateError(f'chat template: expected valid Jinja, got: {error}') from None
-        self._in_parts = not self._shows(_ANY_TEXT) and self._shows(_parts(_ANY_TEXT))
+        self._in_parts = self._wants_parts()
 
     def render(self, messages: Sequence[Message]) -> str:
         """
@@ -88,18 +93,29 @@ class ChatTemplate:
             if [m.role for m in messages[:2]] != ['system', 'user']:
                 raise
         system, first, *others = messages
-        first = Message('user', f'{system.content}\n\n{first.content}')
+        first = replace(first, content=f'{system.content}\n\n{first.content}')
         return self._render([first, *others])
 
-    def _shows(self, content: Any) -> bool:
-        try:
-            return _ANY_TEXT in self._apply([{'role': 'user', 'content': content}])
-        except ChatTemplateError:
-            return False
-
     def _render(self, messages: Sequence[Message]) -> str:
-        return self._apply([{'role': m.role, 'content': _parts(m.content) if self._in_parts
-                             else m.content} for m in messages])
+        return self._apply([{'role': m.role, 'content': self._content(m)} for m in messages])
+
+    def _content(self, message: Message) -> Any:
+        shows = message.image is not None
+        if self._in_parts:
+            return _parts(message.content, shows)
+        return f'{self.image_token}\n{message.content}' if shows else message.content
+
+    def _wants_parts(self) -> bool:
+        shown = self._shown(_parts(_ANY_TEXT, bool(self.image_token)))
+        if self.image_token and self.image_token in shown:
+            return True
+        return _ANY_TEXT in shown and _ANY_TEXT not in self._shown(_ANY_TEXT)
+
+    def _shown(self, content: Any) -> str:
+        try:
+            return self._apply([{'role': 'user', 'content': content}])
+        except ChatTemplateError:
+            return ''
 
     def _apply(self, messages: Sequence[Mapping[str, Any]]) -> str:
         try:
@@ -147,8 +163,9 @@ def _default(template: Any) -> Any:
     return next((e.get('template') for e in named if e.get('name') == 'default'), None)
 
 
-def _parts(content: str) -> list[dict[str, str]]:
-    return [{'type': 'text', 'text': content}]
+def _parts(text: str, shows_image: bool) -> list[dict[str, str]]:
+    image = [{'type': 'image'}] if shows_image else []
+    return [*image, {'type': 'text', 'text': text}]
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: Optional[int] = None,

@@ -61,8 +61,8 @@ class Conversation:
         system, messages = self._before(request)
         if system or default_system:
             messages.insert(0, Message('system', system or default_system))
-        if request.text:
-            messages.append(Message('user', request.text))
+        if request.text or request.image is not None:
+            messages.append(Message('user', request.text, request.image))
         return messages
 
     def turn(self, request: Request) -> int:
@@ -74,8 +74,8 @@ class Conversation:
         if not answer:
             return
         self.system, self.messages = self._before(request)
-        if request.text:
-            self.messages.append(Message('user', request.text))
+        if request.text or request.image is not None:
+            self.messages.append(Message('user', request.text, request.image))
         self.messages.append(Message('assistant', answer))
         self.answered, self.token_ends = request.request_id, token_ends
 

@@ -23,6 +23,7 @@ import threading
 from typing import Any, Iterator, Mapping, Optional, Sequence, Union
 
 import torch
+from torch import Tensor
 
 from tinychat_ros.checkpoint.loader import (
     check_memory, load_model, num_parameters, weight_bytes)
@@ -34,10 +35,12 @@ from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_
 from tinychat_ros.engine.config import ACTIVATIONS, EngineConfig
 from tinychat_ros.engine.conversation import Conversation, ConversationStore
 from tinychat_ros.engine.graph_runner import make_runner
+from tinychat_ros.engine.image_processor import ImageProcessor
 from tinychat_ros.engine.request import (
     check_unicode, Chunk, FinishReason, Message, Request)
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.engine.tokenizer import Tokenizer
+from tinychat_ros.engine.vision import image_token, Prompt, Vision
 from tinychat_ros.errors import (
     ChatTemplateError, CheckpointError, InvalidRequestError, ModelCannotSeeError,
     PromptTooLongError, TokenizerError)
@@ -92,7 +95,11 @@ class Engine:
             check_memory(reader, dtype, config.torch_kv_dtype(), device, config.num_slots,
                          max_seq_len, config.budget())
             self.tokenizer = load_tokenizer(reader)
-            self._chat_prompt = _load_chat_prompt(config, self.tokenizer)
+            token, processor = '', None
+            if shape.vision is not None:
+                token = image_token(self.tokenizer, shape.vision.image_token_index)
+                processor = ImageProcessor.load(config.model_path, shape.vision.image_size)
+            self._chat_prompt = _load_chat_prompt(config, self.tokenizer, token)
             self._stop_ids = _stop_ids(reader, self.tokenizer, self._chat_prompt)
             recommended = reader.generation_config()
             self.default_sampling = SamplingParams.from_generation_config(recommended)
@@ -100,13 +107,15 @@ class Engine:
             model, weight_format = load_model(
                 reader, dtype, device, max_seq_len, ACTIVATIONS[config.activations],
                 config.lm_head_dtype, config.weight_cache_path)
+            self._vision = processor and Vision(model.vision, processor)
             self.info = ModelInfo(
                 name=config.model_path.resolve().name, path=str(config.model_path),
                 model_hash=reader.content_hash,
                 architecture=shape.model_type, format=weight_format,
                 parameters=num_parameters(reader), weight_bytes=size,
                 vocab_size=shape.vocab_size, max_seq_len=max_seq_len, num_slots=config.num_slots,
-                device=str(device), dtype=str(dtype).removeprefix('torch.'))
+                device=str(device), dtype=str(dtype).removeprefix('torch.'),
+                sees=shape.vision is not None)
         cache = KVCache(shape, config.num_slots, max_seq_len, config.torch_kv_dtype(), device)
         self._runner = make_runner(model, cache, device)
         self._conversations = ConversationStore(config.num_slots)
@@ -138,6 +147,7 @@ class Engine:
 
         :raises PromptTooLongError: the prompt does not fit the context.
         :raises ModelCannotSeeError: the request shows an image to a model that takes text alone.
+        :raises ImageError: the prompt has more or fewer places for images than images.
         :raises ChatTemplateError: there is no template, or it refuses the messages.
         :raises EngineBusyError: an answer of this conversation is under way, or one in each slot.
         """
@@ -184,55 +194,60 @@ class Engine:
         return False
 
     def _generate(self, request: Request) -> Iterator[Chunk]:
-        self._check_image(request)
+        self._admit_image(request)
         conversation = self._conversations.begin(request.conversation_id)
         try:
             yield from self._answer(request, conversation)
         finally:
             self._conversations.end(conversation)
 
-    def _check_image(self, request: Request) -> None:
-        if request.image is not None and not self.info.sees:
+    def _admit_image(self, request: Request) -> None:
+        shown = request.image is not None or any(m.image is not None for m in request.messages)
+        if shown and self._vision is None:
             raise ModelCannotSeeError(f'image: expected none, since {self.info.name} takes text '
                                       'alone, got one')
+        if request.image is not None:
+            # Histories keep it, and that of a camera may have 100 times the pixels.
+            request.image = self._vision.fitted(request.image)
 
     def _answer(self, request: Request, conversation: Conversation) -> Iterator[Chunk]:
-        prompt = self._prompt_ids(conversation, request)
-        if len(prompt) >= self.info.max_seq_len:
-            raise PromptTooLongError(len(prompt), self.info.max_seq_len)
+        prompt = self._prompt(conversation, request)
+        length = len(prompt.ids)
+        if length >= self.info.max_seq_len:
+            raise PromptTooLongError(length, self.info.max_seq_len)
         slot = self._conversations.give_slot(conversation)
         # The last token is always run, for the logits after it.
-        cached = min(conversation.common_prefix(prompt), len(prompt) - 1)
+        cached = min(conversation.common_prefix(prompt.ids), length - 1)
         del conversation.cached_ids[cached:]
         limit = min(request.max_new_tokens or self._max_new_tokens,
-                    self.info.max_seq_len - len(prompt))
+                    self.info.max_seq_len - length)
         sampling = (request.sampling or self.default_sampling).seeded()
-        answer = Answer(request, self.tokenizer, self._stop_ids, limit, len(prompt), cached,
+        answer = Answer(request, self.tokenizer, self._stop_ids, limit, length, cached,
                         sampling.seed, 0 if request.raw else conversation.turn(request),
-                        context=prompt if request.raw else (),
+                        context=prompt.text_ids if request.raw else (),
                         stop=() if request.raw else self._chat_prompt.stop)
         try:
             yield from self._run(request, conversation, slot, prompt, sampling, answer)
         finally:
             text, tokens = answer.heard(request.heard_chars)
-            del conversation.cached_ids[len(prompt) + tokens:]
+            del conversation.cached_ids[length + tokens:]
             if request.conversation_id and not request.raw:
                 conversation.record(request, text, answer.token_ends[:tokens])
 
-    def _run(self, request: Request, conversation: Conversation, slot: int, prompt: list[int],
+    def _run(self, request: Request, conversation: Conversation, slot: int, prompt: Prompt,
              sampling: SamplingParams, answer: Answer) -> Iterator[Chunk]:
         cached, last = conversation.cached_ids, None
-        while last is None or len(cached) < len(prompt):
-            piece = prompt[len(cached):][:self._config.prefill_chunk]
-            last = self._runner.prefill(piece, slot, len(cached), request.paused)
+        while last is None or len(cached) < len(prompt.ids):
+            piece = prompt.ids[len(cached):][:self._config.prefill_chunk]
+            last = self._prefill(piece, slot, len(cached), prompt, request)
             if last is not None:
                 cached += piece
             if request.interrupted():
                 yield answer.finish(request.interruption())
                 return
-            if last is None or len(cached) < len(prompt):
+            if last is None or len(cached) < len(prompt.ids):
                 yield answer.chunk()
-        tokens = self._runner.tokens(last, slot, len(cached), sampling, prompt,
+        tokens = self._runner.tokens(last, slot, len(cached), sampling, prompt.text_ids,
                                      request.interrupted)
         appended: list[int] = []
         while True:
@@ -250,15 +265,29 @@ class Engine:
                 return
             yield answer.chunk()
 
-    def _prompt_ids(self, conversation: Conversation, request: Request) -> list[int]:
+    def _prefill(self, piece: Sequence[int], slot: int, start: int, prompt: Prompt,
+                 request: Request) -> Optional[Tensor]:
+        if min(piece) >= 0:
+            return self._runner.prefill(piece, slot, start, request.paused)
+        features = self._vision.features(piece, prompt.images, request.paused)
+        if features is None:
+            return None
+        ids = [max(i, -1) for i in piece]
+        return self._runner.prefill(ids, slot, start, request.paused, features)
+
+    def _prompt(self, conversation: Conversation, request: Request) -> Prompt:
         if request.raw:
             ids = self.tokenizer.encode(request.text)
+            images = [request.image]
         else:
             messages = conversation.with_request(request, self._config.system_prompt)
             ids = self._chat_ids(messages)
+            images = [message.image for message in messages]
         if not ids:
             raise InvalidRequestError('text: expected a prompt of one token or more, got none')
-        return ids
+        if self._vision is None:
+            return Prompt(ids)
+        return self._vision.prompt(ids, [image for image in images if image is not None])
 
     def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
         if self._chat_prompt is None:
@@ -288,7 +317,8 @@ def load_tokenizer(reader: CheckpointReader) -> Tokenizer:
     return tokenizer
 
 
-def _load_chat_prompt(config: EngineConfig, tokenizer: Tokenizer) -> Optional[ChatPrompt]:
+def _load_chat_prompt(config: EngineConfig, tokenizer: Tokenizer,
+                      image_token_text: str) -> Optional[ChatPrompt]:
     path, stop = config.model_path, ()
     if config.chat_template:
         source = read_template(Path(config.chat_template).expanduser())
@@ -301,7 +331,8 @@ def _load_chat_prompt(config: EngineConfig, tokenizer: Tokenizer) -> Optional[Ch
         _LOGGER.info('%s has no chat template: it is taken for one that talks as %s', path,
                      fallback.name)
         source, stop = fallback.source, fallback.stop
-    return ChatPrompt(ChatTemplate(source, tokenizer.special_tokens), tokenizer, stop)
+    template = ChatTemplate(source, tokenizer.special_tokens, image_token_text)
+    return ChatPrompt(template, tokenizer, stop)
 
 
 def _stop_ids(reader: CheckpointReader, tokenizer: Tokenizer,

@@ -73,10 +73,11 @@ class GraphRunner:
         self._replay = (cuda if self._ahead else cpu).record(self._step)
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
-                interrupted: Callable[[], bool] = lambda: False) -> Optional[Tensor]:
+                interrupted: Callable[[], bool] = lambda: False,
+                features: Optional[Tensor] = None) -> Optional[Tensor]:
         """See ModelRunner.prefill; what it returns for :meth:`tokens` is [1, H]."""
         ids = torch.tensor(token_ids, dtype=torch.int32).to(self._device)
-        x = self._model.hidden(ids, self._cache, slot, start, interrupted)
+        x = self._model.hidden(ids, self._cache, slot, start, interrupted, features)
         return None if x is None else x[-1:]
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,

@@ -39,14 +39,16 @@ class ModelRunner:
         self._device = device
 
     def prefill(self, token_ids: Sequence[int], slot: int, start: int,
-                interrupted: Callable[[], bool] = lambda: False) -> Optional[Tensor]:
+                interrupted: Callable[[], bool] = lambda: False,
+                features: Optional[Tensor] = None) -> Optional[Tensor]:
         """
         Append tokens to a slot.
 
         :param interrupted: asked between blocks.
+        :param features: [count, H], what stands where token ids are negative.
         :returns: what :meth:`tokens` takes; None when it was interrupted.
         """
-        return self._forward(token_ids, slot, start, interrupted)
+        return self._forward(token_ids, slot, start, interrupted, features)
 
     def tokens(self, last: Tensor, slot: int, position: int, sampling: SamplingParams,
                context: Sequence[int],
@@ -67,8 +69,9 @@ class ModelRunner:
             position += 1
 
     def _forward(self, token_ids: Sequence[int], slot: int, start: int,
-                 interrupted: Callable[[], bool]) -> Optional[Tensor]:
+                 interrupted: Callable[[], bool],
+                 features: Optional[Tensor] = None) -> Optional[Tensor]:
         """Return the logits fp32 [V] after the last token, or None."""
         ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
-        x = self._model.hidden(ids, self._cache, slot, start, interrupted)
+        x = self._model.hidden(ids, self._cache, slot, start, interrupted, features)
         return None if x is None else self._model.logits(x[-1:])[0]

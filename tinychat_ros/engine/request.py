@@ -53,10 +53,11 @@ class Policy(IntEnum):
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation, and what is shown with it."""
 
     role: str
     content: str
+    image: Optional[Image] = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -71,7 +72,8 @@ class Request:
     One prompt.
 
     :param text: what the user says.
-    :param image: what the user shows with ``text``.
+    :param image: what the user shows with ``text``; the engine leaves in it what the model sees.
+        A raw text has the token for it.
     :param messages: when given, they replace the conversation's history; ``text`` may then be
         empty, if the last of them asks for an answer.
     :param system: system prompt; '' keeps the conversation's own.

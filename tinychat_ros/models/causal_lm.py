@@ -27,6 +27,7 @@ from tinychat_ros.kernels.linear import (
 from tinychat_ros.kernels.operands import Candidates
 from tinychat_ros.kernels.packing import CudaTiles, Int8Weight
 from tinychat_ros.models.block import Block, load_norm, Positions
+from tinychat_ros.models.clip import VisionTower
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.layers import WeightSource
@@ -36,7 +37,8 @@ class CausalLM:
     """
     A decoder; one sequence at a time, its past in a slot of the KV cache.
 
-    What it is made of can be read: ``config``, ``embedding`` [V, H], ``blocks``, ``lm_head``.
+    What it is made of can be read: ``config``, ``embedding`` [V, H], ``blocks``, ``lm_head``
+    and, of a model that sees, ``vision``.
     """
 
     def __init__(self, config: ModelConfig, weights: WeightSource, max_seq_len: int,
@@ -55,6 +57,7 @@ class CausalLM:
             self.lm_head = Linear(self.embedding)
         else:
             self.lm_head = weights.linears([names.lm_head], [vocab], hidden)[0]
+        self.vision = config.vision and VisionTower(config.vision, weights, hidden)
         self._chain_prefetches()
 
     @torch.inference_mode()
@@ -77,20 +80,29 @@ class CausalLM:
 
     @torch.inference_mode()
     def hidden(self, token_ids: Tensor, cache: KVCache, slot: int, start: ops.Start,
-               interrupted: Callable[[], bool] = lambda: False) -> Optional[Tensor]:
+               interrupted: Callable[[], bool] = lambda: False,
+               features: Optional[Tensor] = None) -> Optional[Tensor]:
         """
         Append tokens, int32 or int64 [T], to a slot.
 
         :param interrupted: asked before every block.
+        :param features: [count, H], what stands where token ids are negative; see VisionTower.
         :returns: what the LM head reads, [T, H]; None when it was interrupted.
         """
         if isinstance(start, int):
             start = ops.StepState.at(start, token_ids.device)
-        x = ops.embedding(token_ids, self.embedding, self.dtype, self.config.embedding_scale)
+        x = self._embedded(token_ids, features)
         for i, block in enumerate(self.blocks):
             if interrupted():
                 return None
             x = block.forward(x, cache.layer(i, slot), start)
+        return x
+
+    def _embedded(self, token_ids: Tensor, features: Optional[Tensor]) -> Tensor:
+        known = token_ids if features is None else token_ids.clamp(min=0)
+        x = ops.embedding(known, self.embedding, self.dtype, self.config.embedding_scale)
+        if features is not None:
+            x[token_ids < 0] = features
         return x
 
     @torch.inference_mode()

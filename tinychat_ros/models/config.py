@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Optional
 
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
+from tinychat_ros.models.clip import VisionConfig
 from tinychat_ros.models.fields import count, number, of_type, token_ids
 from tinychat_ros.models.names import Names
 from tinychat_ros.models.rope import RopeConfig
@@ -48,6 +49,7 @@ class ModelConfig:
     :param clip_qkv: bounds what queries, keys and values are projected to; 0 leaves it.
     :param qkv_grouped: the rows of the checkpoint's one QKV matrix are, for each KV head, those of
         its query heads, its key and its value.
+    :param vision: of a model that sees, the tower whose output its prompts hold.
     """
 
     model_type: str
@@ -78,6 +80,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     qkv_grouped: bool = False
     names: Names = field(default_factory=Names)
+    vision: Optional[VisionConfig] = None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], **family: Any) -> ModelConfig:

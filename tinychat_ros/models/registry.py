@@ -23,6 +23,7 @@ from tinychat_ros.models.falcon import read_falcon
 from tinychat_ros.models.fields import of_type
 from tinychat_ros.models.gemma import read_gemma2, read_gemma3
 from tinychat_ros.models.llama import read_llama
+from tinychat_ros.models.llava import read_llava
 from tinychat_ros.models.mistral import read_mistral
 from tinychat_ros.models.mpt import read_mpt
 from tinychat_ros.models.phi3 import read_phi3
@@ -33,6 +34,7 @@ FAMILIES = {
     'gemma2': read_gemma2,
     'gemma3_text': read_gemma3,
     'llama': read_llama,
+    'llava': read_llava,
     'mistral': read_mistral,
     'mpt': read_mpt,
     'phi3': read_phi3,
