@@ -13,13 +13,11 @@
 # limitations under the License.
 """Starts the node with a fault in it: `faulty_node.py FAULT [--ros-args ...]`."""
 
-from dataclasses import replace
 from pathlib import Path
 import resource
 import sys
 
 from tinychat_ros.engine import engine
-from tinychat_ros.engine.request import Chunk, FinishReason, Result
 from tinychat_ros.nodes import chat_node
 
 LONG_PROMPT = 100
@@ -55,24 +53,6 @@ def prefill() -> None:
     engine.make_runner = make_failing
 
 
-def sight() -> None:
-    """Claim that the model sees, and answer with the size and the first pixel of an image."""
-    class Seeing(engine.Engine):
-        def __init__(self, config):
-            super().__init__(config)
-            self.info = replace(self.info, sees=True)
-
-        def generate(self, request):
-            if request.image is None:
-                yield from super().generate(request)
-                return
-            height, width, _ = request.image.pixels.shape
-            text = f'{width} x {height}, {request.image.pixels[0, 0].tolist()}'
-            yield Chunk(text, (1,), Result(text, (1,), FinishReason.STOP, prompt_tokens=1))
-
-    chat_node.Engine = Seeing
-
-
 if __name__ == '__main__':
-    {'load': load, 'prefill': prefill, 'sight': sight}[sys.argv.pop(1)]()
+    {'load': load, 'prefill': prefill}[sys.argv.pop(1)]()
     chat_node.main()
