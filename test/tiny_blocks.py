@@ -25,7 +25,7 @@ from tinychat_ros.kernels.linear import Linear
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.block import Block
 from tinychat_ros.quantization.block import Inputs
-from tinychat_ros.quantization.recipes import LLAMA, Scratch
+from tinychat_ros.quantization.recipes import output, Part, recipe, Scratch
 
 TOKENS = 48
 PREFIX = 'model.layers.0.'
@@ -72,14 +72,19 @@ def sequences(hidden: int, outliers: float = 1.0, count: int = 3, seed: int = 1)
     return [torch.randn(TOKENS, hidden, generator=generator) @ mix for _ in range(count)]
 
 
-def walk(worker: Any, block: Block, scratch: Scratch, originals: Sequence[Tensor],
-         entering: Optional[Sequence[Tensor]] = None) -> None:
-    """Quantize both parts of a block, each behind the other, as a run over a model does."""
+def parts_of(config: ModelConfig) -> list[Part]:
+    """Return the parts of a block, in order."""
+    return [part for step in recipe(config) for part in step]
+
+
+def walk(worker: Any, block: Block, config: ModelConfig, scratch: Scratch,
+         originals: Sequence[Tensor], entering: Optional[Sequence[Tensor]] = None) -> None:
+    """Quantize the steps of a block, each behind the other, as a run over a model does."""
     x0, x = list(originals), list(originals if entering is None else entering)
-    for part in LLAMA:
-        worker.quantize(part, pairs(x, x0), pairs(x[:2], x0[:2]))
-        x = [part.output(worker.current, one, scratch) for one in x]
-        x0 = [part.output(block, one, scratch) for one in x0]
+    for step in recipe(config):
+        worker.quantize(step, pairs(x, x0), pairs(x[:2], x0[:2]))
+        x = [output(step, worker.current, one, scratch) for one in x]
+        x0 = [output(step, block, one, scratch) for one in x0]
 
 
 def pairs(x: Sequence[Tensor], x0: Sequence[Tensor]) -> Inputs:

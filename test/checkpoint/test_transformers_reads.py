@@ -16,6 +16,7 @@
 import sys
 from types import ModuleType, SimpleNamespace
 
+from family_sources import samples, SOURCES, write_source
 import pytest
 from tiny_models import linear_shapes, llama_config, llama_tensors, load_llama, run_llama
 import torch
@@ -27,7 +28,10 @@ from tinychat_ros.checkpoint.quantization_config import awq_config, w8a8_config
 from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.engine.config import DEMO_MODEL
 from tinychat_ros.kernels.packing import Int8Weight
-from tinychat_ros.kernels.rtn import quantize_rtn
+from tinychat_ros.kernels.rtn import quantize_rtn, WeightSpec
+from tinychat_ros.quantization.job import Job, WeightOnly
+from tinychat_ros.quantization.method import METHODS
+from tinychat_ros.quantization.quantize import quantize_checkpoint
 
 _IDS = [i * 7 % 96 for i in range(30)]
 _DOWN = 'model.layers.1.mlp.down_proj'
@@ -38,6 +42,7 @@ class _GemmLinear(nn.Module):
 
     def __init__(self, in_features, out_features, group_size, bias, **_):
         super().__init__()
+        self.out_features = out_features
         k, columns = in_features, out_features // 8
         groups = 1 if group_size == -1 else k // group_size
         self.register_buffer('qweight', torch.zeros(k, columns, dtype=torch.int32))
@@ -55,6 +60,17 @@ class _GemmLinear(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
+class _ScaledActivation(nn.Module):
+    """What stands in the place of an activation in AutoAWQ's checkpoints."""
+
+    def __init__(self, act, scales):
+        super().__init__()
+        self.act, self.scales = act, nn.Parameter(scales)
+
+    def forward(self, x):
+        return self.act(x) / self.scales
+
+
 @pytest.fixture
 def wanted(monkeypatch):
     """Stand in for gptqmodel, which needs a torch of its own; return what it is asked for."""
@@ -70,7 +86,7 @@ def wanted(monkeypatch):
     for name, contents in {
             'gptqmodel': {},
             'gptqmodel.quantization': {'METHOD': SimpleNamespace(AWQ='awq')},
-            'gptqmodel.quantization.awq.modules.act': {'ScaledActivation': None},
+            'gptqmodel.quantization.awq.modules.act': {'ScaledActivation': _ScaledActivation},
             'gptqmodel.utils.importer': {'hf_select_quant_linear_v2': select_linear},
             'gptqmodel.utils.model': {'hf_gptqmodel_post_init': do_nothing}}.items():
         module = ModuleType(name)
@@ -117,6 +133,20 @@ def test_an_awq_checkpoint_gives_the_same_logits(group_size, kept, changes, want
             'zero_point': True}.items() <= wanted.items()
     torch.testing.assert_close(_run(model), run_llama(load_llama(tmp_path), _IDS),
                                rtol=1e-4, atol=1e-4)
+
+
+# transformers has a table of rotations for every length of text, this project one.
+_FAMILIES = [name for name in SOURCES if name != 'phi3 of a long context']
+
+
+@pytest.mark.parametrize('name, method', [
+    *((name, 'awq') for name in _FAMILIES), ('mpt', 'rtn'), ('falcon with one norm', 'gptq')])
+def test_every_family_quantized_to_4_bits_gives_the_same_logits(name, method, wanted, tmp_path):
+    scheme = WeightOnly(METHODS[method], WeightSpec(4, 32))
+    quantize_checkpoint(Job(write_source(tmp_path / 'source', name), tmp_path / 'out', scheme,
+                            samples(), search_samples=2))
+    torch.testing.assert_close(_run(_load(tmp_path / 'out')),
+                               run_llama(load_llama(tmp_path / 'out'), _IDS), rtol=0, atol=1e-4)
 
 
 def test_the_demo_model_gives_the_same_logits(wanted):

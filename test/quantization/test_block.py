@@ -16,7 +16,8 @@
 from dataclasses import dataclass, replace
 
 import pytest
-from tiny_blocks import block_of, pairs, PREFIX, run_block, sequences, tiny_block, TOKENS, walk
+from tiny_blocks import (
+    block_of, pairs, parts_of, PREFIX, run_block, sequences, tiny_block, TOKENS, walk)
 import torch
 from torch import Tensor
 
@@ -24,9 +25,9 @@ from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.ops import Norm
 from tinychat_ros.kernels.packing import QuantizedWeight
 from tinychat_ros.kernels.rtn import rounded, WeightSpec
-from tinychat_ros.quantization.block import BlockQuantizer, fold_into_norm
+from tinychat_ros.quantization.block import BlockQuantizer
 from tinychat_ros.quantization.method import Method, METHODS
-from tinychat_ros.quantization.recipes import LLAMA, Scratch
+from tinychat_ros.quantization.recipes import recipe, Scratch
 
 SPEC = WeightSpec(4, 32)
 HEADS = [(4, 4), (4, 2), (4, 1), (8, 2)]
@@ -44,13 +45,12 @@ def _block(heads=(4, 2), **changes):
 
 
 def _quantizer(block, config, scratch, method=ALL, spec=SPEC):
-    return BlockQuantizer(block, PREFIX, spec, method, scratch,
-                          config.num_attention_heads // config.num_key_value_heads)
+    return BlockQuantizer(block, PREFIX, spec, method, scratch)
 
 
 def _quantized(method, block, config, scratch, xs, entering=None, spec=SPEC):
     worker = _quantizer(block, config, scratch, method, spec)
-    walk(worker, block, scratch, xs, entering)
+    walk(worker, block, config, scratch, xs, entering)
     return worker
 
 
@@ -90,7 +90,7 @@ def test_scales_alone_do_not_change_what_a_block_computes(heads, bias, inputs, m
     # Norms are exact; the scales of value and up projections are rounded to fp16.
     assert (found - wanted).norm() < 1e-3 * wanted.norm()
     assert [result.alpha for result in worker.results] == [1] * 7
-    for part in LLAMA:
+    for part in parts_of(config):
         before, after = getattr(block, part.last).weight, getattr(worker.current, part.last).weight
         assert (after / before).nanmedian(0).values.max() > 1.5
         norm = worker.tensors[f'{PREFIX}{part.norm_name}.weight'].float()
@@ -98,23 +98,23 @@ def test_scales_alone_do_not_change_what_a_block_computes(heads, bias, inputs, m
 
 
 @pytest.mark.parametrize('heads', HEADS)
-@pytest.mark.parametrize('part', LLAMA, ids=['attention', 'mlp'])
-def test_a_scale_in_the_rows_of_the_source_is_undone_by_the_columns_behind(heads, part):
+@pytest.mark.parametrize('index', [0, 1], ids=['attention', 'mlp'])
+def test_a_scale_in_the_rows_of_the_source_is_undone_by_the_columns_behind(heads, index):
     """Powers of two are folded without rounding, but for weights below the range of fp16."""
     block, config, scratch = _block(heads, attention_bias=True, mlp_bias=True)
-    worker = _quantizer(block, config, scratch)
+    worker, part = _quantizer(block, config, scratch), parts_of(config)[index]
     last = getattr(block, part.last)
     k = last.weight.shape[1]
     wanted = 2.0 ** (_random(k) * 2).round()
-    factors = worker._fold_into_source(part, worker._by_head(part, wanted)[:, :1].expand_as(
-        worker._by_head(part, wanted)).reshape(-1))
+    by_head = wanted.view(*part.heads, -1)
+    factors = worker._fold_into_source(part, by_head[:, :1].expand_as(by_head).reshape(-1))
     assert len(factors) == k and len(factors.unique()) > 4
     folded = replace(worker.current, **{part.last: replace(last, weight=last.weight * factors)})
     xs = sequences(64)
     torch.testing.assert_close(run_block(folded, scratch, xs), run_block(block, scratch, xs),
                                rtol=1e-5, atol=1e-5)
-    name = f'{PREFIX}{part.first_names[part.source]}'
-    source = getattr(folded, part.first)[part.source]
+    name = f'{PREFIX}{part.first_names[-1]}'
+    source = getattr(folded, part.first)[-1]
     assert torch.equal(worker.tensors[f'{name}.weight'].float(), source.weight)
     assert torch.equal(worker.tensors[f'{name}.bias'].float(), source.bias)
 
@@ -124,11 +124,11 @@ def test_a_channel_that_fp16_could_not_hold_keeps_factor_1(quantized):
     block, config, scratch = _block(mlp_bias=True)
     worker = _quantizer(block, config, scratch, METHODS['rtn'])
     if quantized:
-        worker.quantize(LLAMA[1], None, None)
+        worker.quantize(recipe(config)[1], None, None)
     before = worker.current.gate_up[1]
     wanted = torch.ones(128)
     wanted[:4] = torch.tensor([1e8, 1e-8, 4.0, 1e-20])
-    factors = worker._fold_into_source(LLAMA[1], wanted)
+    factors = worker._fold_into_source(parts_of(config)[1], wanted)
     assert factors[:5].tolist() == [1, 1, 4, 1, 1]
     after = worker.current.gate_up[1]
     torch.testing.assert_close(after.weight * factors[:, None], before.weight, rtol=0, atol=1e-6)
@@ -143,20 +143,21 @@ def test_the_bias_of_the_source_must_fit_fp16_as_well():
                                              replace(up, bias=torch.full((128,), 100.0))))
     wanted = torch.ones(128)
     wanted[:2] = torch.tensor([2.0**-10, 2.0**-9])
-    assert worker._fold_into_source(LLAMA[1], wanted)[:2].tolist() == [1, 2.0**-9]
+    assert worker._fold_into_source(parts_of(config)[1], wanted)[:2].tolist() == [1, 2.0**-9]
 
 
-def test_a_norm_and_its_factors_multiply_to_what_they_were():
-    weight = torch.tensor([1.0, -0.7, 0.0, 3e-7, 60000.0, 1.0, 0.1, 2.0])
-    wanted = torch.tensor([3.0, 0.123, 2.0, 100.0, 1e-3, 1e-9, 7.7, 1e9])
-    norm, factors = fold_into_norm(Norm(weight, 1e-5), wanted)
-    assert torch.equal(norm.weight[2:6], weight[2:6]) and norm.weight[7] == 2
-    assert factors[[2, 3, 4, 5, 7]].tolist() == [1] * 5
-    folded = [0, 1, 6]
-    assert torch.equal(norm.weight, norm.weight.half().float()) or norm.weight[3] == weight[3]
-    torch.testing.assert_close(factors[folded], wanted[folded], rtol=2e-3, atol=0)
-    torch.testing.assert_close(norm.weight * factors, weight, rtol=1e-6, atol=0)
-    assert norm.eps == 1e-5
+def test_a_scale_behind_the_activation_multiplies_the_one_that_is_there():
+    block, config, scratch = _block()
+    block = replace(block, mlp_scales=torch.full((128,), 4.0))
+    worker = _quantizer(block, config, scratch)
+    part = replace(parts_of(config)[1], scales_name='mlp.act.scales')
+    wanted = torch.ones(128)
+    wanted[:4] = torch.tensor([2.0, 0.125, 1e8, 1e-9])  # fp16 holds 4 times the first two.
+    factors = worker._fold_into_scales(part, wanted)
+    stored = worker.tensors[f'{PREFIX}mlp.act.scales']
+    assert stored[:5].tolist() == [8, 0.5, 1, 1, 4] and stored.dtype == torch.float16
+    assert torch.equal(worker.current.mlp_scales, stored.float())
+    assert factors[:5].tolist() == [2, 0.125, 0.25, 0.25, 1]
 
 
 @pytest.mark.parametrize('method', [*METHODS.values(), ALL], ids=[*METHODS, 'all'])
@@ -175,7 +176,8 @@ def test_what_is_stored_is_what_the_next_part_sees(method, spec):
     assert torch.equal(run_block(block_of(stored, config, scratch), scratch, xs),
                        run_block(worker.current, scratch, xs))
     assert [result.name for result in worker.results] == [
-        f'{PREFIX}{name}' for part in LLAMA for name in (*part.first_names, part.last_name)]
+        f'{PREFIX}{name}' for part in parts_of(config)
+        for name in (*part.first_names, part.last_name)]
 
 
 def test_norms_are_seen_as_fp16_stores_them():
@@ -226,7 +228,7 @@ def test_the_last_linear_is_held_against_what_the_original_block_made_of_its_inp
     xs = sequences(64)
     entering = [x + 0.05 * _random(*x.shape) for x in xs]
     worker = _quantized(METHODS['awq'], block, config, scratch, xs, entering)
-    part = LLAMA[0]
+    part = parts_of(config)[0]
     wanted, found = (torch.cat([reference.linear(part.hidden(one, x, scratch), one.o_proj.weight)
                                 for x in side])
                      for one, side in ((block, xs), (worker.current, entering)))
@@ -252,9 +254,9 @@ def test_every_loss_is_finite(method, count):
 def test_plain_rounding_needs_no_inputs():
     block, config, scratch = _block()
     worker = _quantizer(block, config, scratch, METHODS['rtn'])
-    for part in LLAMA:
-        worker.quantize(part, None, None)
-    for layer, name in zip(block.qkv, LLAMA[0].first_names):
+    for part in parts_of(config):
+        worker.quantize((part,), None, None)
+    for layer, name in zip(block.qkv, parts_of(config)[0].first_names):
         assert torch.equal(worker.tensors[PREFIX + name].dequantize(),
                            rounded(layer.weight, SPEC))
     assert all(result.loss is None and result.alpha is None for result in worker.results)
@@ -322,10 +324,10 @@ def test_search_reads_only_the_samples_given_for_it():
         read.append(True)
         return iter(pairs(xs[:1], xs[:1])())
     worker = _quantizer(block, config, scratch)
-    worker.quantize(LLAMA[0], pairs(xs, xs), search)
+    worker.quantize(recipe(config)[0], pairs(xs, xs), search)
     assert read == [True]
     plain = _quantizer(block, config, scratch, METHODS['gptq'])
-    plain.quantize(LLAMA[0], pairs(xs, xs), search)
+    plain.quantize(recipe(config)[0], pairs(xs, xs), search)
     assert read == [True]
 
 

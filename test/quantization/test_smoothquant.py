@@ -17,14 +17,14 @@ from dataclasses import replace
 import math
 
 import pytest
-from tiny_blocks import pairs, PREFIX, run_block, sequences, tiny_block, walk
+from tiny_blocks import pairs, parts_of, PREFIX, run_block, sequences, tiny_block, walk
 import torch
 
 from tinychat_ros.errors import CheckpointError
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import Int8Weight
-from tinychat_ros.quantization.block import fold_into_norm
-from tinychat_ros.quantization.recipes import LLAMA
+from tinychat_ros.quantization.folding import fold_into_norm
+from tinychat_ros.quantization.recipes import recipe
 from tinychat_ros.quantization.smoothquant import (
     ALPHAS, best_alpha, PLAIN, quantize_int8, smoothing, SmoothQuantizer, survey, Survey, Surveyor)
 
@@ -35,15 +35,15 @@ def _random(*shape, seed=0):
 
 def _with_outliers(**changes):
     """Return a block whose norms make a few channels large, as those of large models do."""
-    block, _, scratch = tiny_block(**changes)
+    block, config, scratch = tiny_block(**changes)
     for norm in (block.attention_norm, block.mlp_norm):
         norm.weight[[5, 33]] *= 50
-    return block, scratch
+    return block, config, scratch
 
 
-def _surveys(block, scratch, xs, alpha=None):
+def _surveys(block, config, scratch, xs, alpha=None):
     surveyor = Surveyor(block, scratch, alpha)
-    walk(surveyor, block, scratch, xs)
+    walk(surveyor, block, config, scratch, xs)
     return {part: Survey.from_json(found) for part, found in surveyor.as_json().items()}
 
 
@@ -86,12 +86,12 @@ def test_a_channel_that_is_dead_on_either_side_keeps_factor_1(alpha):
 @pytest.mark.parametrize('heads', [4, 2, 1])
 @pytest.mark.parametrize('alpha', [0.3, 0.8])
 def test_smoothing_does_not_change_what_a_block_computes(heads, alpha):
-    block, scratch = _with_outliers(num_key_value_heads=heads, attention_bias=True)
+    block, config, scratch = _with_outliers(num_key_value_heads=heads, attention_bias=True)
     xs = sequences(64)
     folded = block
-    for part in LLAMA:
+    for part in parts_of(config):
         norm, first = getattr(block, part.norm), getattr(block, part.first)
-        found = survey(part, block, scratch, pairs(xs, xs), pairs(xs, xs), [alpha])
+        found = survey((part,), block, scratch, pairs(xs, xs), pairs(xs, xs), [alpha])
         norm, factors = fold_into_norm(
             norm, smoothing(found.largest, [layer.weight for layer in first], alpha))
         folded = replace(folded, **{part.norm: norm, part.first: tuple(
@@ -102,12 +102,12 @@ def test_smoothing_does_not_change_what_a_block_computes(heads, alpha):
 
 
 def test_what_is_stored_computes_what_the_block_did():
-    block, scratch = _with_outliers(attention_bias=True, mlp_bias=True)
+    block, config, scratch = _with_outliers(attention_bias=True, mlp_bias=True)
     xs = sequences(64)
-    worker = SmoothQuantizer(block, PREFIX, 0.8, _surveys(block, scratch, xs))
-    for part in LLAMA:
-        worker.quantize(part, None, None)
-    for part in LLAMA:
+    worker = SmoothQuantizer(block, PREFIX, 0.8, _surveys(block, config, scratch, xs))
+    for part in parts_of(config):
+        worker.quantize((part,), None, None)
+    for part in parts_of(config):
         norm = worker.tensors[f'{PREFIX}{part.norm_name}.weight']
         assert norm.dtype == torch.float16
         before, after = getattr(block, part.norm), norm.float()
@@ -124,14 +124,14 @@ def test_what_is_stored_computes_what_the_block_did():
 
 
 def test_the_survey_holds_the_largest_inputs_and_the_errors_of_the_outputs():
-    block, scratch = _with_outliers()
+    block, config, scratch = _with_outliers()
     xs = sequences(64)
-    found = survey(LLAMA[0], block, scratch, pairs(xs, xs), pairs(xs[:1], xs[:1]), [0.6])
+    found = survey(recipe(config)[0], block, scratch, pairs(xs, xs), pairs(xs[:1], xs[:1]), [0.6])
     normed = [reference.rms_norm(x, *block.attention_norm) for x in xs]
     assert torch.equal(found.largest, torch.cat(normed).abs().amax(0))
     weights = [layer.weight for layer in block.qkv]
     _, factors = fold_into_norm(block.attention_norm, smoothing(found.largest, weights, 0.6))
-    for name, weight in zip(LLAMA[0].first_names, weights):
+    for name, weight in zip(parts_of(config)[0].first_names, weights):
         wanted = normed[0] @ weight.t()
         for key, scale in ((PLAIN, torch.ones(64)), ('0.6', factors)):
             out = reference.linear(normed[0] / scale, quantize_int8(weight * scale))
@@ -141,21 +141,22 @@ def test_the_survey_holds_the_largest_inputs_and_the_errors_of_the_outputs():
 
 
 def test_smoothing_loses_less_where_channels_are_large():
-    block, scratch = _with_outliers()
-    surveys = _surveys(block, scratch, sequences(64))
-    for norm, part in zip(surveys.values(), LLAMA):
+    block, config, scratch = _with_outliers()
+    surveys = _surveys(block, config, scratch, sequences(64))
+    for norm, part in zip(surveys.values(), parts_of(config)):
         for name in part.first_names:
             assert norm.losses[name]['0.5'] < norm.losses[name][PLAIN] / 1.5
 
 
 def test_the_results_report_both_losses():
-    block, scratch = _with_outliers()
-    surveys = _surveys(block, scratch, sequences(64))
+    block, config, scratch = _with_outliers()
+    surveys = _surveys(block, config, scratch, sequences(64))
     worker = SmoothQuantizer(block, PREFIX, 0.5, surveys)
-    for part in LLAMA:
-        worker.quantize(part, None, None)
+    for part in parts_of(config):
+        worker.quantize((part,), None, None)
     assert [result.name for result in worker.results] == [
-        f'{PREFIX}{name}' for part in LLAMA for name in (*part.first_names, part.last_name)]
+        f'{PREFIX}{name}' for part in parts_of(config)
+        for name in (*part.first_names, part.last_name)]
     for result in worker.results:
         losses = surveys['attention_norm' if 'attn' in result.name else 'mlp_norm'].losses[
             result.name.removeprefix(PREFIX)]
@@ -178,8 +179,8 @@ def test_the_alpha_with_the_smallest_error_of_the_whole_model_is_chosen():
 
 
 def test_the_chosen_alpha_loses_no_more_than_any_other():
-    block, scratch = _with_outliers()
-    surveys = list(_surveys(block, scratch, sequences(64)).values())
+    block, config, scratch = _with_outliers()
+    surveys = list(_surveys(block, config, scratch, sequences(64)).values())
     totals = {alpha: sum(losses[f'{alpha:g}'] for found in surveys
                          for losses in found.losses.values() if len(losses) > 1)
               for alpha in ALPHAS}
@@ -189,33 +190,33 @@ def test_the_chosen_alpha_loses_no_more_than_any_other():
 
 @pytest.mark.parametrize('alpha', [0.25, 0.123456789])
 def test_only_the_alpha_asked_for_is_tried(alpha):
-    block, scratch = _with_outliers()
-    surveys = _surveys(block, scratch, sequences(64), alpha)
+    block, config, scratch = _with_outliers()
+    surveys = _surveys(block, config, scratch, sequences(64), alpha)
     assert list(surveys['mlp_norm'].losses['mlp.up_proj']) == [PLAIN, f'{alpha:g}']
     worker = SmoothQuantizer(block, PREFIX, alpha, surveys)
-    worker.quantize(LLAMA[0], None, None)
+    worker.quantize(recipe(config)[0], None, None)
     assert worker.results[0].alpha == alpha
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 def test_inputs_that_are_not_finite_are_refused_by_name(value):
-    block, scratch = _with_outliers()
+    block, config, scratch = _with_outliers()
     xs = sequences(64)
     xs[1][3, 4] = value
-    worker = SmoothQuantizer(block, PREFIX, 0.5, _surveys(block, scratch, xs))
+    worker = SmoothQuantizer(block, PREFIX, 0.5, _surveys(block, config, scratch, xs))
     with pytest.raises(CheckpointError, match=r'layers.0.self_attn.q_proj: expected finite inp'):
-        worker.quantize(LLAMA[0], None, None)
+        worker.quantize(recipe(config)[0], None, None)
 
 
 def test_a_dead_channel_and_a_row_of_zeros_lose_nothing():
-    block, scratch = _with_outliers()
+    block, config, scratch = _with_outliers()
     block.attention_norm.weight[7] = 0
     block.qkv[0].weight[3] = 0
     block.gate_up[1].weight[:, 9] = 0
     xs = sequences(64)
-    surveys = _surveys(block, scratch, xs)
+    surveys = _surveys(block, config, scratch, xs)
     worker = SmoothQuantizer(block, PREFIX, 0.5, surveys)
-    for part in LLAMA:
-        worker.quantize(part, None, None)
+    for part in parts_of(config):
+        worker.quantize((part,), None, None)
     assert worker.tensors[f'{PREFIX}input_layernorm.weight'][7] == 0
     assert all(0 <= result.loss < 1e-3 for result in worker.results)

@@ -16,22 +16,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, Iterator, Optional, Sequence
+from itertools import islice
+from typing import Callable, Iterator, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.kernels import reference
-from tinychat_ros.kernels.linear import Linear, StoredWeight
-from tinychat_ros.kernels.ops import Norm
+from tinychat_ros.kernels.linear import concatenate, Linear, StoredWeight
 from tinychat_ros.kernels.packing import QuantizedWeight, tensors_of
 from tinychat_ros.kernels.rtn import (
     fit_grid, nearest_codes, packed, rounded, WeightSpec)
 from tinychat_ros.models.block import Block
 from tinychat_ros.quantization.awq import best_scale, candidates, fit_clipped_grid, Scale
+from tinychat_ros.quantization.folding import (
+    as_stored, fold_into_norm, fp16_holds, norm_tensors)
 from tinychat_ros.quantization.gptq import codes_with_feedback
 from tinychat_ros.quantization.method import Method
-from tinychat_ros.quantization.recipes import Part, Scratch
+from tinychat_ros.quantization.recipes import by_norm, Part, Scratch, Step
 from tinychat_ros.quantization.report import LayerResult
 from tinychat_ros.quantization.statistics import gather, Statistics
 
@@ -46,48 +48,53 @@ class BlockQuantizer:
 
     :param block: the block with plain fp32 weights, each linear on its own.
     :param prefix: of its tensors' names.
-    :param shared_queries: query heads that read one KV head.
     """
 
     def __init__(self, block: Block, prefix: str, spec: WeightSpec, method: Method,
-                 scratch: Scratch, shared_queries: int) -> None:
+                 scratch: Scratch) -> None:
         self.original = self.current = block
         self.tensors: dict[str, StoredWeight] = {}
         self.results: list[LayerResult] = []
         self._prefix, self._spec, self._method = prefix, spec, method
-        self._scratch, self._shared_queries = scratch, shared_queries
+        self._scratch = scratch
 
-    def quantize(self, part: Part, inputs: Optional[Inputs], search: Optional[Inputs]) -> None:
+    def quantize(self, step: Step, inputs: Optional[Inputs], search: Optional[Inputs]) -> None:
         """
-        Quantize the linears of a part.
+        Quantize the linears of the parts that read one x.
 
         :param inputs: all calibration sequences; None where the method needs none.
         :param search: those on which scales are tried.
         """
-        self._first(part, inputs, search)
-        self._last(part, inputs)
+        for parts in by_norm(step):
+            self._first(parts, inputs, search)
+            for part in parts:
+                self._last(part, inputs)
 
-    def _first(self, part: Part, inputs: Optional[Inputs], search: Optional[Inputs]) -> None:
-        layers = _Layers(part.first_names, getattr(self.original, part.first), self._spec)
-        norm = getattr(self.original, part.norm)
+    def _first(self, parts: Step, inputs: Optional[Inputs], search: Optional[Inputs]) -> None:
+        """Quantize what reads one norm."""
+        layers = _Layers(self.original, {part.first: part.first_names for part in parts},
+                         self._spec)
+        norm, offset = getattr(self.original, parts[0].norm), parts[0].norm_offset
         sums = None
         if inputs is not None and layers.quantizable:
-            pairs = ((reference.rms_norm(x, *norm), reference.rms_norm(x0, *norm))
+            pairs = ((reference.normalize(x, norm), reference.normalize(x0, norm))
                      for x, x0 in inputs())
-            sums = gather(self._prefix + part.first_names[0], pairs, layers.weights, self._shifted)
+            sums = gather(self._prefix + layers.names[0], pairs, layers.weights, self._shifted)
         targets = self._targets(layers, sums)
         scale = None
         if self._method.scales and layers.quantizable:
-            scale = self._search_first(part, layers, targets, sums, list(search()))
-            norm, factors = fold_into_norm(norm, scale.factors)
+            scale = self._search_first(parts, layers, targets, sums, list(search()))
+            norm, factors = fold_into_norm(norm, scale.factors, offset)
             scale = Scale(factors, scale.alpha)
-        stored = self.tensors[f'{self._prefix}{part.norm_name}.weight'] = norm.weight.half()
-        self.current = replace(self.current, **{part.norm: Norm(stored.float(), norm.eps)})
-        unclipped = () if self._method.clip_all else part.unclipped
-        self._store(part.first, layers, targets, sums, scale, unclipped)
+        self.tensors.update(norm_tensors(self._prefix + parts[0].norm_name, norm, offset))
+        self.current = replace(self.current, **{
+            part.norm: as_stored(norm, offset) for part in parts})
+        unclipped = [0 if self._method.clip_all else rows
+                     for part in parts for rows in part.unclipped]
+        self._store(layers, targets, sums, scale, unclipped)
 
     def _last(self, part: Part, inputs: Optional[Inputs]) -> None:
-        layers = _Layers((part.last_name,), (getattr(self.original, part.last),), self._spec)
+        layers = _Layers(self.original, {part.last: (part.last_name,)}, self._spec)
         sums = None
         if inputs is not None and layers.quantizable:
             seen = self.original if self._method.inputs == 'original' else self.current
@@ -97,10 +104,14 @@ class BlockQuantizer:
             sums = gather(self._prefix + part.last_name, pairs, layers.weights, self._shifted)
         targets = self._targets(layers, sums)
         scale = None
-        if self._method.scales and layers.quantizable:
+        if self._method.scales and layers.quantizable and part.takes_scale:
             scale = self._search_last(part, targets, sums)
-            scale = Scale(self._fold_into_source(part, scale.factors), scale.alpha)
-        self._store(part.last, layers, targets, sums, scale, ())
+            fold = self._fold_into_source if part.source_rows else self._fold_into_scales
+            scale = Scale(fold(part, scale.factors), scale.alpha)
+        elif part.scales_name:
+            # transformers divides by it even where there is none, and then by what it finds.
+            self._fold_into_scales(part, torch.ones_like(layers.weights[0][0]))
+        self._store(layers, targets, sums, scale, [0])
 
     @property
     def _shifted(self) -> bool:
@@ -115,15 +126,14 @@ class BlockQuantizer:
         return candidates(magnitude, weights, self._spec, self._method.alpha_one,
                           self._method.weight_magnitude)
 
-    def _search_first(self, part: Part, layers: _Layers, targets: Sequence[Tensor],
+    def _search_first(self, parts: Step, layers: _Layers, targets: Sequence[Tensor],
                       sums: Statistics, search: Sequence[tuple[Tensor, Tensor]]) -> Scale:
-        """Try scales by the error of the whole part's output."""
+        """Try scales by the error of what the parts add."""
         def outputs(weights: Sequence[Tensor]) -> list[Tensor]:
-            linears = [replace(layer, weight=weight)
-                       for layer, weight in zip(layers.linears, weights)]
-            block = replace(self.current, **{part.first: tuple(linears)})
-            return [reference.linear(part.hidden(block, x, self._scratch),
-                                     getattr(block, part.last).weight) for x, _ in search]
+            block = layers.put_into(self.current, [
+                replace(layer, weight=weight) for layer, weight in zip(layers.linears, weights)])
+            return [sum(part.added(block, x, self._scratch) for part in parts)
+                    for x, _ in search]
 
         wanted = outputs(targets)
         total = sum(out.numel() for out in wanted)
@@ -147,15 +157,9 @@ class BlockQuantizer:
                   self._candidates(self._share(part, sums.magnitude / sums.count), targets))
         return best_scale(scales, loss)
 
-    def _by_head(self, part: Part, value: Tensor) -> Tensor:
-        """View a value [K] as [heads of the source, query heads that read one, channels]."""
-        if not part.shared_heads:
-            return value.view(1, 1, -1)
-        return value.view(-1, self._shared_queries, self._scratch.cache.k.shape[2])
-
     def _share(self, part: Part, value: Tensor) -> Tensor:
         """Make a value [K] equal for all query heads of one KV head."""
-        by_head = self._by_head(part, value)
+        by_head = value.view(*part.heads, -1)
         return by_head.mean(1, keepdim=True).expand_as(by_head).reshape(-1)
 
     def _fold_into_source(self, part: Part, factors: Tensor) -> Tensor:
@@ -164,37 +168,49 @@ class BlockQuantizer:
 
         A channel keeps a factor 1 if fp16 could not hold its row otherwise.
         """
-        name = f'{self._prefix}{part.first_names[part.source]}'
-        linears = list(getattr(self.current, part.first))
-        source = linears[part.source]
+        name = f'{self._prefix}{part.first_names[-1]}'
+        *others, source = getattr(self.current, part.first)
         stored = self.tensors.get(name)
         values = source.weight if stored is None else stored.scales.float()
-        by_head = self._by_head(part, factors)
-        rows = by_head[:, 0].reshape(-1)
-        rows = torch.where(_fp16_holds(values, source.bias, rows), rows, torch.ones_like(rows))
+        by_head = factors.view(*part.heads, -1)
+        rows = torch.ones_like(values[:, 0])
+        rows[-part.source_rows:] = by_head[:, 0].reshape(-1)
+        rows = torch.where(fp16_holds(values, source.bias, rows), rows, torch.ones_like(rows))
         folded = (values / rows[:, None]).half()
         if stored is None:
             self.tensors[f'{name}.weight'], weight = folded, folded.float()
         else:
             stored = self.tensors[name] = replace(stored, scales=folded)
             weight = stored.dequantize()
-        linears[part.source] = self._with_bias(name, weight, source.bias, 1 / rows)
-        self.current = replace(self.current, **{part.first: tuple(linears)})
-        return rows.view(len(by_head), 1, -1).expand_as(by_head).reshape(-1)
+        source = self._with_bias(name, weight, source.bias, 1 / rows)
+        self.current = replace(self.current, **{part.first: (*others, source)})
+        taken = rows[-part.source_rows:].view(len(by_head), 1, -1)
+        return taken.expand_as(by_head).reshape(-1)
 
-    def _store(self, field: str, layers: _Layers, targets: Sequence[Tensor],
-               sums: Optional[Statistics], scale: Optional[Scale],
-               unclipped: Sequence[int]) -> None:
-        """Turn the linears of a field into what is stored and what the next part will see."""
+    def _fold_into_scales(self, part: Part, factors: Tensor) -> Tensor:
+        """Divide what the activation gives by a scale and return the one that fp16 has of it."""
+        before = self.original.mlp_scales
+        before = torch.ones_like(factors) if before is None else before
+        stored = (before * factors).half()
+        usable = torch.isfinite(stored) & (stored != 0)
+        stored = torch.where(usable, stored, torch.ones_like(stored))
+        self.tensors[f'{self._prefix}{part.scales_name}'] = stored
+        self.current = replace(self.current, mlp_scales=stored.float())
+        return stored.float() / before
+
+    def _store(self, layers: _Layers, targets: Sequence[Tensor], sums: Optional[Statistics],
+               scale: Optional[Scale], unclipped: Sequence[int]) -> None:
+        """Turn linears into what is stored and what the next part will see."""
         linears = []
         for index, (name, layer) in enumerate(zip(layers.names, layers.linears)):
             factors = torch.ones_like(layer.weight[0]) if scale is None else scale.factors
             full_name = f'{self._prefix}{name}'
             stored: StoredWeight
             if layers.quantizable:
-                clip = self._method.clip and index not in unclipped
-                stored = self._codes(targets[index] * factors, sums, factors, clip)
-                self.tensors[full_name] = stored
+                target, top = targets[index] * factors, unclipped[index]
+                stored = self.tensors[full_name] = concatenate([
+                    self._codes(rows, sums, factors, self._method.clip and clip)
+                    for rows, clip in ((target[:top], False), (target[top:], True)) if len(rows)])
                 weight = stored.dequantize()
             else:
                 stored = self.tensors[f'{full_name}.weight'] = (layer.weight * factors).half()
@@ -203,12 +219,11 @@ class BlockQuantizer:
             self.results.append(self._result(
                 full_name, stored, layer.weight, weight / factors, sums, index,
                 None if scale is None else scale.alpha, layers.note))
-        single = isinstance(getattr(self.current, field), Linear)
-        self.current = replace(self.current, **{field: linears[0] if single else tuple(linears)})
+        self.current = layers.put_into(self.current, linears)
 
     def _codes(self, weight: Tensor, sums: Optional[Statistics], factors: Tensor,
                clip: bool) -> QuantizedWeight:
-        """Round a scaled weight."""
+        """Round rows of a scaled weight."""
         if clip or self._method.feedback:
             # The inputs of a scaled weight are divided by its scale.
             hessian = (sums.hessian / factors).div_(factors[:, None])
@@ -248,14 +263,35 @@ class BlockQuantizer:
 
 
 class _Layers:
-    """Linears that share an input, and whether the format can hold them."""
+    """
+    Linears that share an input, and whether the format can hold them.
 
-    def __init__(self, names: Sequence[str], linears: Sequence[Linear], spec: WeightSpec) -> None:
-        self.names, self.linears = names, linears
-        self.weights = [layer.weight for layer in linears]
+    :param fields: of the block, with the names of their linears in the checkpoint.
+    """
+
+    def __init__(self, block: Block, fields: Mapping[str, Sequence[str]],
+                 spec: WeightSpec) -> None:
+        self._fields = fields
+        self.names = [name for names in fields.values() for name in names]
+        self.linears = [layer for field in fields for layer in _linears(block, field)]
+        self.weights = [layer.weight for layer in self.linears]
         # vLLM joins linears that share an input, and refuses to join plain and quantized ones.
         self.note = next(filter(None, (why_left(*w.shape, spec) for w in self.weights)), '')
         self.quantizable = not self.note
+
+    def put_into(self, block: Block, linears: Sequence[Linear]) -> Block:
+        """Return a block with others in their places."""
+        rest = iter(linears)
+        fields = {field: tuple(islice(rest, len(names)))
+                  for field, names in self._fields.items()}
+        return replace(block, **{
+            field: found[0] if isinstance(getattr(block, field), Linear) else found
+            for field, found in fields.items()})
+
+
+def _linears(block: Block, field: str) -> tuple[Linear, ...]:
+    found = getattr(block, field)
+    return (found,) if isinstance(found, Linear) else found
 
 
 def why_left(n: int, k: int, spec: WeightSpec) -> str:
@@ -266,19 +302,3 @@ def why_left(n: int, k: int, spec: WeightSpec) -> str:
     if n % AWQ_COLUMNS:
         return f'left in fp16: N = {n} is not a multiple of {AWQ_COLUMNS}'
     return ''
-
-
-def _fp16_holds(values: Tensor, bias: Optional[Tensor], factors: Tensor) -> Tensor:
-    """Say for each row of values [N, C] whether fp16 has 8 bits of it divided by its factor."""
-    folded = values / factors[:, None]
-    error = (folded.half().float() - folded).abs().amax(1)
-    holds = error <= folded.abs().amax(1) * 2**-8
-    return holds if bias is None else holds & torch.isfinite((bias / factors).half())
-
-
-def fold_into_norm(norm: Norm, factors: Tensor) -> tuple[Norm, Tensor]:
-    """Divide a norm by factors [H]; return it and the factors that its fp16 weight stands for."""
-    weight = (norm.weight / factors).half().float()
-    usable = (weight != 0) & torch.isfinite(weight) & (norm.weight != 0)
-    exact = torch.where(usable, norm.weight / weight, torch.ones_like(weight))
-    return Norm(torch.where(usable, weight, norm.weight), norm.eps), exact

@@ -33,7 +33,7 @@ from tinychat_ros.kernels.rtn import WeightSpec
 from tinychat_ros.quantization.block import why_left
 from tinychat_ros.quantization.method import Method
 from tinychat_ros.quantization.recipes import recipe
-from tinychat_ros.quantization.source import BLOCKS, load_block, other_tensors
+from tinychat_ros.quantization.source import in_blocks, load_block, other_tensors
 from tinychat_ros.quantization.work_folder import partial_path
 
 _CPU = torch.device('cpu')
@@ -105,7 +105,7 @@ def check(job: Job) -> None:
 
 
 def _check_headers(job: Job, reader: CheckpointReader) -> None:
-    recipe(reader.config.model_type)
+    recipe(reader.config)
     names = sorted(formats.layer_names(reader))
     for name in names:
         found = formats.detect(reader, name).name
@@ -114,7 +114,7 @@ def _check_headers(job: Job, reader: CheckpointReader) -> None:
                                         f'the format {found}: it is quantized already')
     if isinstance(job.scheme, WeightOnly):
         shapes = [reader.shape(f'{name}.weight') for name in names
-                  if name.startswith(BLOCKS)]
+                  if in_blocks(reader.config, name)]
         if all(why_left(n, k, job.scheme.spec) for n, k in shapes):
             widths = ' or '.join(str(k) for k in sorted({k for _, k in shapes}))
             raise ConfigError(f'group size: expected a divisor of a K of this model, {widths}, '
@@ -137,8 +137,9 @@ def _check_room(job: Job, reader: CheckpointReader) -> None:
     # Scales and zero points take up to 5/8 of a bit at groups of 32 or more.
     bits = job.scheme.spec.bits + 1 if isinstance(job.scheme, WeightOnly) else 8
     # The finished blocks, and the files that they are joined into.
-    needed += 2 * sum(math.prod(reader.shape(name)) * bits // 8 if name.startswith(BLOCKS)
-                      else reader.num_bytes(name) for name in reader.names)
+    needed += 2 * sum(math.prod(reader.shape(name)) * bits // 8
+                      if in_blocks(reader.config, name) else reader.num_bytes(name)
+                      for name in reader.names)
     place = next(path for path in job.out.absolute().parents if os.path.exists(path))
     # What an earlier run left is part of what this one needs.
     left = sum(file.stat().st_size for file in partial_path(job.out).glob('*') if file.is_file())

@@ -27,16 +27,17 @@ from torch import Tensor
 
 from tinychat_ros.checkpoint.quantization_config import awq_config, w3_config, w8a8_config
 from tinychat_ros.checkpoint.reader import CheckpointReader, read_json
+from tinychat_ros.kernels import ops
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.block import Block
 from tinychat_ros.quantization.block import BlockQuantizer
 from tinychat_ros.quantization.job import check, Job, settings, SmoothQuant, WeightOnly
 from tinychat_ros.quantization.progress import Progress
-from tinychat_ros.quantization.recipes import Part, recipe, Scratch
+from tinychat_ros.quantization.recipes import output, recipe, Scratch, Step
 from tinychat_ros.quantization.report import LayerResult
 from tinychat_ros.quantization.smoothquant import best_alpha, SmoothQuantizer, Survey, Surveyor
 from tinychat_ros.quantization.source import (
-    block_prefix, EMBEDDING, extra_files, load_block, other_tensors)
+    block_prefix, extra_files, in_stored_order, kept_tensors, load_block, other_tensors)
 from tinychat_ros.quantization.streams import ORIGINAL, Streams, STREAMS
 from tinychat_ros.quantization.work_folder import WorkFolder
 
@@ -92,18 +93,17 @@ class _Run:
         with CheckpointReader(job.source) as reader:
             self.model: ModelConfig = reader.config
         self._job, self._work = job, work
-        self._parts = recipe(self.model.model_type)
+        self._steps = recipe(self.model)
         self._lengths = [len(sample) for sample in job.samples]
         self._scratch = Scratch(self.model, max(self._lengths, default=1), job.device)
 
     def weight_only(self) -> int:
         """Quantize the blocks that are not finished and return how many those were."""
         scheme = self._job.scheme
-        queries = self.model.num_attention_heads // self.model.num_key_value_heads
 
         def worker(index: int, block: Block) -> Worker:
-            return BlockQuantizer(block, block_prefix(index), scheme.spec, scheme.method,
-                                  self._scratch, queries)
+            return BlockQuantizer(block, block_prefix(self.model, index), scheme.spec,
+                                  scheme.method, self._scratch)
         streams = STREAMS[scheme.method.inputs] if scheme.method.calibrated else ()
         return self._walk('blocks', streams, self._unfinished(), worker, self._save)
 
@@ -118,21 +118,25 @@ class _Run:
                        lambda index, block: Surveyor(block, self._scratch, alpha),
                        lambda index, worker: surveys.append(worker.as_json()))
             self._work.save('survey', surveys)
-        found = [{part: Survey.from_json(value) for part, value in block.items()}
+        found = [{norm: Survey.from_json(value) for norm, value in block.items()}
                  for block in surveys]
         alpha = self._job.scheme.alpha
         if alpha is None:
             alpha = best_alpha([survey for block in found for survey in block.values()])
         return self._walk('blocks', (), self._unfinished(),
-                          lambda index, block: SmoothQuantizer(block, block_prefix(index), alpha,
-                                                               found[index]), self._save)
+                          lambda index, block: SmoothQuantizer(
+                              block, block_prefix(self.model, index), alpha, found[index]),
+                          self._save)
 
     def _unfinished(self) -> range:
         total = self.model.num_hidden_layers
         return range(next((i for i in range(total) if not self._work.has_block(i)), total), total)
 
     def _save(self, index: int, worker: Worker) -> None:
-        self._work.save_block(index, worker.tensors, worker.results)
+        with CheckpointReader(self._job.source) as reader:
+            kept = kept_tensors(reader, index)
+        tensors = in_stored_order(self.model, {**kept, **worker.tensors})
+        self._work.save_block(index, tensors, worker.results)
 
     def _walk(self, title: str, names: Sequence[str], blocks: range,
               make: Callable[[int, Block], Worker],
@@ -143,7 +147,7 @@ class _Run:
                           self._job.device)
         if blocks.start == 0:
             streams.begin(_place(0), self._embedded)
-        layers = sum(len(part.first_names) + 1 for part in self._parts)
+        layers = sum(map(_layers, self._steps))
         with Progress(title, blocks.start, total, layers) as progress:
             for index in blocks:
                 block = load_block(self._job.source, index, self._job.device,
@@ -151,35 +155,41 @@ class _Run:
                 worker = make(index, block)
                 # The places that are behind once the block is saved; until then a killed run
                 # needs what entered the block.
-                places = [_place(index), *(f'part-{step}' for step in range(1, len(self._parts)))]
-                for part, place, behind in zip(self._parts, places,
+                places = [_place(index), *(f'part-{i}' for i in range(1, len(self._steps)))]
+                for step, place, behind in zip(self._steps, places,
                                                [*places[1:], _place(index + 1)]):
-                    self._treat(worker, part, streams, place)
+                    self._treat(worker, step, streams, place)
                     if behind != _place(total):
-                        streams.advance(place, behind, partial(self._output, worker, block, part))
-                    progress.add_layers(len(part.first_names) + 1)
+                        streams.advance(place, behind, partial(self._output, worker, block, step))
+                    progress.add_layers(_layers(step))
                 save(index, worker)
                 for place in places:
                     streams.forget(place)
                 progress.add_block()
         return len(blocks)
 
-    def _treat(self, worker: Worker, part: Part, streams: Streams, place: str) -> None:
+    def _treat(self, worker: Worker, step: Step, streams: Streams, place: str) -> None:
         if streams.empty:
-            worker.quantize(part, None, None)
+            worker.quantize(step, None, None)
         else:
-            worker.quantize(part, partial(streams.pairs, place),
+            worker.quantize(step, partial(streams.pairs, place),
                             partial(streams.pairs, place, self._job.search_samples))
 
-    def _output(self, worker: Worker, original: Block, part: Part, stream: str,
+    def _output(self, worker: Worker, original: Block, step: Step, stream: str,
                 x: Tensor) -> Tensor:
-        return part.output(original if stream == ORIGINAL else worker.current, x, self._scratch)
+        block = original if stream == ORIGINAL else worker.current
+        return output(step, block, x, self._scratch)
 
     def _embedded(self) -> Iterator[Tensor]:
         with CheckpointReader(self._job.source) as reader:
-            table = reader.floats(EMBEDDING, [self.model.vocab_size, self.model.hidden_size])
+            table = reader.floats(f'{self.model.names.embedding}.weight',
+                                  [self.model.vocab_size, self.model.hidden_size])
             for sample in self._job.samples:
-                yield table[sample].float()
+                yield ops.embedding(sample, table, torch.float32, self.model.embedding_scale)
+
+
+def _layers(step: Step) -> int:
+    return sum(len(part.first_names) + 1 for part in step)
 
 
 def _place(index: int) -> str:

@@ -16,15 +16,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Callable
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.errors import UnsupportedModelError
+from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.ops import LayerCache, linear_residual
 from tinychat_ros.models.block import Block, Positions
 from tinychat_ros.models.config import ModelConfig
+
+# What undoes a scale of what the down projection reads: the rows of the up projection, where it
+# is linear in them, or a tensor that divides what the activation gives (AutoAWQ's
+# ScaledActivation).
+UP, ACTIVATION = 'up', 'activation'
+
+RECIPES = {
+    'falcon': ACTIVATION,
+    'gemma2': UP,
+    'gemma3_text': UP,
+    'llama': UP,
+    'mistral': UP,
+    'mpt': ACTIVATION,
+    'phi3': UP,
+    'qwen2': UP,
+    'qwen3': UP,
+}
 
 
 class Scratch:
@@ -42,14 +61,18 @@ class Part:
     """
     One residual branch of a block: a norm, linears that read it, and one that writes the branch.
 
-    :param norm: field of the block, its norm; ``norm_name`` is its tensor below the block.
+    :param norm: field of the block, its norm; ``norm_name`` is its module below the block.
     :param first: field with the linears behind the norm, named ``first_names`` in the checkpoint.
     :param last: field with the linear that ends the branch, ``last_name``.
+    :param post_norm: field with the norm of what ``last`` writes, or with None.
     :param hidden: (block, x [T, H], scratch) to what ``last`` reads.
-    :param source: index in ``first`` of the linear whose outputs reach ``last`` channel by
-        channel, so that the inverse of a scale of them fits into its rows.
-    :param shared_heads: whether query heads of one KV head read the same outputs of ``source``.
-    :param unclipped: indices in ``first`` whose range AWQ does not cut.
+    :param norm_offset: what is added to the stored weight of the norm.
+    :param unclipped: how many rows of each of ``first``, from the top, AWQ does not cut: queries
+        and keys.
+    :param source_rows: how many rows at the end of the last of ``first`` give what reaches
+        ``last`` channel by channel, so that the inverse of a scale of it fits into them; or 0.
+    :param heads: how these rows fall into heads, and how many query heads read each of them.
+    :param scales_name: tensor below the block that divides what ``last`` reads, or ''.
     """
 
     norm: str
@@ -58,39 +81,77 @@ class Part:
     first_names: tuple[str, ...]
     last: str
     last_name: str
+    post_norm: str
     hidden: Callable[[Block, Tensor, Scratch], Tensor]
-    source: int
-    shared_heads: bool = False
-    unclipped: tuple[int, ...] = ()
+    norm_offset: float
+    unclipped: tuple[int, ...]
+    source_rows: int = 0
+    heads: tuple[int, int] = (1, 1)
+    scales_name: str = ''
 
-    def output(self, block: Block, x: Tensor, scratch: Scratch) -> Tensor:
-        """Return what this part of a block makes of x [T, H]."""
-        return linear_residual(self.hidden(block, x, scratch), getattr(block, self.last), x)
+    @property
+    def takes_scale(self) -> bool:
+        """Say whether what ``last`` reads can be scaled."""
+        return bool(self.source_rows or self.scales_name)
 
-
-LLAMA = (
-    Part('attention_norm', 'input_layernorm',
-         'qkv', ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'),
-         'o_proj', 'self_attn.o_proj',
-         lambda block, x, scratch: block.attend(x, scratch.cache, 0),
-         source=2, shared_heads=True, unclipped=(0, 1)),
-    Part('mlp_norm', 'post_attention_layernorm',
-         'gate_up', ('mlp.gate_proj', 'mlp.up_proj'),
-         'down_proj', 'mlp.down_proj',
-         lambda block, x, scratch: block.activated(x), source=1),
-)
-
-RECIPES = {'llama': LLAMA}
+    def added(self, block: Block, x: Tensor, scratch: Scratch) -> Tensor:
+        """Return what this part adds to x [T, H], but for the bias of its last linear."""
+        out = reference.linear(self.hidden(block, x, scratch), getattr(block, self.last).weight)
+        post_norm = getattr(block, self.post_norm)
+        return out if post_norm is None else reference.normalize(out, post_norm)
 
 
-def recipe(model_type: str) -> tuple[Part, ...]:
+# The parts of a block that read the same x and are added to it.
+Step = tuple[Part, ...]
+
+
+def by_norm(step: Step) -> list[Step]:
+    """Return the parts of a step, those together that share a norm, and with it a scale."""
+    return [tuple(parts) for _, parts in groupby(step, lambda part: part.norm_name)]
+
+
+def output(step: Step, block: Block, x: Tensor, scratch: Scratch) -> Tensor:
+    """Return what a step of a block makes of x [T, H]."""
+    out = x
+    for part in step:
+        out = linear_residual(part.hidden(block, x, scratch), getattr(block, part.last), out,
+                              getattr(block, part.post_norm))
+    return out
+
+
+def recipe(config: ModelConfig) -> tuple[Step, ...]:
     """
-    Return the parts of an architecture's block.
+    Return the steps of an architecture's blocks.
 
     :raises UnsupportedModelError: when it cannot be quantized yet, naming those that can.
     """
-    if model_type not in RECIPES:
+    if config.model_type not in RECIPES:
         raise UnsupportedModelError(
             f"config.json: model_type: expected one of {', '.join(sorted(RECIPES))}, "
-            f'got {model_type!r}')
-    return RECIPES[model_type]
+            f'got {config.model_type!r}')
+    parts = (_attention(config), _mlp(config, RECIPES[config.model_type]))
+    return (parts,) if config.parallel else tuple((part,) for part in parts)
+
+
+def _attention(config: ModelConfig) -> Part:
+    names, kv_heads = config.names, config.num_key_value_heads
+    queries, values = (heads * config.head_dim
+                       for heads in (config.num_attention_heads, kv_heads))
+    return Part(
+        'attention_norm', names.attention_norm, 'qkv', names.qkv, 'o_proj', names.o_proj,
+        'attention_post_norm', lambda block, x, scratch: block.attend(x, scratch.cache, 0),
+        config.norm_offset,
+        unclipped=(queries, values, 0) if len(names.qkv) == 3 else (queries + values,),
+        # A bound of the values does not scale with them.
+        source_rows=0 if config.clip_qkv else values,
+        heads=(kv_heads, config.num_attention_heads // kv_heads))
+
+
+def _mlp(config: ModelConfig, undone_by: str) -> Part:
+    names = config.names
+    return Part(
+        'mlp_norm', names.mlp_norm, 'gate_up', names.gate_up, 'down_proj', names.down_proj,
+        'mlp_post_norm', lambda block, x, scratch: block.activated(x), config.norm_offset,
+        unclipped=(0,) * len(names.gate_up),
+        source_rows=config.intermediate_size if undone_by == UP else 0,
+        scales_name=names.mlp_scales if undone_by == ACTIVATION else '')

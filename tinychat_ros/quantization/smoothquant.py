@@ -31,8 +31,9 @@ from tinychat_ros.kernels import ops, reference
 from tinychat_ros.kernels.linear import Linear, StoredWeight
 from tinychat_ros.kernels.packing import Int8Weight
 from tinychat_ros.models.block import Block
-from tinychat_ros.quantization.block import fold_into_norm, Inputs
-from tinychat_ros.quantization.recipes import Part, Scratch
+from tinychat_ros.quantization.block import Inputs
+from tinychat_ros.quantization.folding import fold_into_norm, norm_tensors
+from tinychat_ros.quantization.recipes import by_norm, Scratch, Step
 from tinychat_ros.quantization.report import LayerResult
 
 ALPHAS = tuple(step / 20 for step in range(6, 19))
@@ -61,7 +62,7 @@ def smoothing(activations: Tensor, weights: Sequence[Tensor], alpha: float) -> T
 @dataclass
 class Survey:
     """
-    What one part of one block showed on the calibration text.
+    What the parts of one block that share a norm showed on the calibration text.
 
     :param largest: max |x| of what the first linears read, [K].
     :param losses: by layer, then by alpha as text, or PLAIN without smoothing: mean squared error
@@ -94,35 +95,42 @@ class Surveyor:
         self._alphas = ALPHAS if alpha is None else (alpha,)
         self._surveys: dict[str, Survey] = {}
 
-    def quantize(self, part: Part, inputs: Inputs, search: Inputs) -> None:
-        """Measure a part; nothing is quantized yet."""
-        self._surveys[part.norm] = survey(part, self.current, self._scratch, inputs, search,
-                                          self._alphas)
+    def quantize(self, step: Step, inputs: Inputs, search: Inputs) -> None:
+        """Measure the parts of a step; nothing is quantized yet."""
+        for parts in by_norm(step):
+            self._surveys[parts[0].norm] = survey(parts, self.current, self._scratch, inputs,
+                                                  search, self._alphas)
 
     def as_json(self) -> dict[str, Any]:
         """Return the surveys by the norms of their parts."""
         return {norm: found.as_json() for norm, found in self._surveys.items()}
 
 
-def survey(part: Part, block: Block, scratch: Scratch, inputs: Inputs, search: Inputs,
+def survey(parts: Step, block: Block, scratch: Scratch, inputs: Inputs, search: Inputs,
            alphas: Sequence[float]) -> Survey:
-    """Measure the inputs of a part, and on ``search`` what each alpha would lose."""
-    norm, first = getattr(block, part.norm), getattr(block, part.first)
+    """Measure the inputs of parts with one norm, and on ``search`` what each alpha would lose."""
+    norm, offset = getattr(block, parts[0].norm), parts[0].norm_offset
     largest = torch.zeros_like(norm.weight)
     for x, _ in inputs():
-        largest = torch.maximum(largest, reference.rms_norm(x, *norm).abs().amax(0))
-    normed = [reference.rms_norm(x, *norm) for x, _ in search()]
-    weights = [layer.weight for layer in first]
+        largest = torch.maximum(largest, reference.normalize(x, norm).abs().amax(0))
+    normed = [reference.normalize(x, norm) for x, _ in search()]
+    weights = _first_weights(parts, block)
     factors = {PLAIN: torch.ones_like(largest)}
     for alpha in alphas:
-        smooth = smoothing(largest, weights, alpha)
-        factors[_key(alpha)] = fold_into_norm(norm, smooth)[1]
-    losses = {name: _losses(normed, weight, factors)
-              for name, weight in zip(part.first_names, weights)}
-    hidden = [part.hidden(block, x, scratch) for x, _ in search()]
-    last = getattr(block, part.last).weight
-    losses[part.last_name] = _losses(hidden, last, {PLAIN: torch.ones_like(last[0])})
+        smooth = smoothing(largest, list(weights.values()), alpha)
+        factors[_key(alpha)] = fold_into_norm(norm, smooth, offset)[1]
+    losses = {name: _losses(normed, weight, factors) for name, weight in weights.items()}
+    for part in parts:
+        hidden = [part.hidden(block, x, scratch) for x, _ in search()]
+        last = getattr(block, part.last).weight
+        losses[part.last_name] = _losses(hidden, last, {PLAIN: torch.ones_like(last[0])})
     return Survey(largest, losses)
+
+
+def _first_weights(parts: Step, block: Block) -> dict[str, Tensor]:
+    """Return the weights behind the norm of parts that share it, by their names."""
+    return {name: layer.weight for part in parts
+            for name, layer in zip(part.first_names, getattr(block, part.first))}
 
 
 def best_alpha(surveys: Sequence[Survey]) -> float:
@@ -147,20 +155,26 @@ class SmoothQuantizer:
         self.results: list[LayerResult] = []
         self._prefix, self._alpha, self._surveys = prefix, alpha, surveys
 
-    def quantize(self, part: Part, inputs: Optional[Inputs], search: Optional[Inputs]) -> None:
-        """Smooth the first linears of a part through its norm, and round all of them."""
-        found = self._surveys[part.norm]
+    def quantize(self, step: Step, inputs: Optional[Inputs], search: Optional[Inputs]) -> None:
+        """Smooth the first linears of parts through their norms, and round all of them."""
+        for parts in by_norm(step):
+            self._smooth(parts, self._surveys[parts[0].norm])
+
+    def _smooth(self, parts: Step, found: Survey) -> None:
+        """Quantize parts that share a norm."""
         if not torch.isfinite(found.largest).all():
-            raise CheckpointError(f'{self._prefix}{part.first_names[0]}: expected finite inputs '
-                                  'on the calibration text, got NaN or infinity')
-        norm, first = getattr(self.current, part.norm), getattr(self.current, part.first)
-        factors = smoothing(found.largest.to(norm.weight), [layer.weight for layer in first],
+            raise CheckpointError(f'{self._prefix}{parts[0].first_names[0]}: expected finite '
+                                  'inputs on the calibration text, got NaN or infinity')
+        norm, offset = getattr(self.current, parts[0].norm), parts[0].norm_offset
+        weights = _first_weights(parts, self.current)
+        factors = smoothing(found.largest.to(norm.weight), list(weights.values()), self._alpha)
+        norm, factors = fold_into_norm(norm, factors, offset)
+        self.tensors.update(norm_tensors(self._prefix + parts[0].norm_name, norm, offset))
+        for part in parts:
+            for name, layer in zip(part.first_names, getattr(self.current, part.first)):
+                self._store(name, replace(layer, weight=layer.weight * factors), found,
                             self._alpha)
-        norm, factors = fold_into_norm(norm, factors)
-        self.tensors[f'{self._prefix}{part.norm_name}.weight'] = norm.weight.half()
-        for name, layer in zip(part.first_names, first):
-            self._store(name, replace(layer, weight=layer.weight * factors), found, self._alpha)
-        self._store(part.last_name, getattr(self.current, part.last), found, None)
+            self._store(part.last_name, getattr(self.current, part.last), found, None)
 
     def _store(self, name: str, layer: Linear, found: Survey, alpha: Optional[float]) -> None:
         n, k = layer.weight.shape

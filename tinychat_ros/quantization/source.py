@@ -16,26 +16,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.errors import CheckpointError
-from tinychat_ros.kernels.linear import Linear, StoredWeight
+from tinychat_ros.kernels.linear import Linear, reordered, StoredWeight
 from tinychat_ros.kernels.packing import TileOrder
 from tinychat_ros.models.block import Block, Positions
+from tinychat_ros.models.config import ModelConfig
+from tinychat_ros.models.layers import grouped_rows
 
-BLOCKS = 'model.layers.'
-EMBEDDING = 'model.embed_tokens.weight'
 _KEPT_SUFFIXES = ('.json', '.jinja', '.model', '.txt')
 _KEPT_STEMS = ('LICENSE', 'LICENCE', 'NOTICE')
 
 
-def block_prefix(index: int) -> str:
+def block_prefix(config: ModelConfig, index: int) -> str:
     """Return what the names of a block's tensors begin with."""
-    return f'{BLOCKS}{index}.'
+    return f'{config.names.blocks}.{index}.'
+
+
+def in_blocks(config: ModelConfig, name: str) -> bool:
+    """Say whether a tensor belongs to a block."""
+    return name.startswith(f'{config.names.blocks}.')
 
 
 def load_block(source: Path, index: int, device: torch.device,
@@ -52,15 +57,37 @@ def load_block(source: Path, index: int, device: torch.device,
         return Block.load(reader.config, _Floats(reader, device), index, positions)
 
 
+def kept_tensors(reader: CheckpointReader, index: int) -> dict[str, StoredWeight]:
+    """Return in fp16 what a block has beside linears and the norms in front of them."""
+    names = reader.config.names
+    norms = (names.q_norm, names.k_norm, names.attention_post_norm, names.mlp_post_norm)
+    kept = [*(f'{norm}.weight' for norm in norms if norm), names.mlp_scales]
+    full = (f'{block_prefix(reader.config, index)}{name}' for name in kept)
+    return {name: reader.stored(name).half() for name in full if name in reader.names}
+
+
+def in_stored_order(config: ModelConfig,
+                    tensors: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
+    """Return a block's tensors, rows of queries, keys and values where the source has them."""
+    if not config.qkv_grouped:
+        return dict(tensors)
+    rows = torch.argsort(grouped_rows(config.num_attention_heads, config.num_key_value_heads,
+                                      config.head_dim))
+    return {name: reordered(value, rows) if config.names.qkv[0] in name else value
+            for name, value in tensors.items()}
+
+
 def other_tensors(reader: CheckpointReader) -> dict[str, StoredWeight]:
     """Return what lies outside the blocks; what the model reads of it in fp16."""
-    model = reader.config
+    model, names = reader.config, reader.config.names
     table = [model.vocab_size, model.hidden_size]
-    read = {EMBEDDING: table, 'model.norm.weight': [model.hidden_size]}
+    read = {f'{names.embedding}.weight': table, f'{names.norm}.weight': [model.hidden_size]}
+    if model.layer_norm and (bias := f'{names.norm}.bias') in reader.names:
+        read[bias] = [model.hidden_size]
     if not model.tie_word_embeddings:
-        read['lm_head.weight'] = table
+        read[f'{names.lm_head}.weight'] = table
     others = {name: reader.stored(name) for name in sorted(reader.names)
-              if not name.startswith(BLOCKS)}
+              if not in_blocks(model, name)}
     for name, shape in read.items():
         others[name] = _floats(reader, name, shape).half()
     return others
@@ -101,6 +128,9 @@ class _Floats:
                 order: Optional[TileOrder] = None,
                 rows: Optional[Tensor] = None) -> tuple[Linear, ...]:
         """Return each linear on its own."""
-        return tuple(Linear(self.tensor(f'{name}.weight', [n, in_features]),
-                            self.optional(f'{name}.bias', [n]))
-                     for name, n in zip(names, out_features))
+        def bias(name: str, n: int) -> Optional[Tensor]:
+            found = self.optional(f'{name}.bias', [n])
+            return None if found is None else reordered(found, rows)
+
+        return tuple(Linear(reordered(self.tensor(f'{name}.weight', [n, in_features]), rows),
+                            bias(name, n)) for name, n in zip(names, out_features))
