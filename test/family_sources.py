@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 import torch
 from torch import nn, Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 VOCABULARY = 96
 
@@ -58,6 +58,10 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     'falcon with groups and one norm': ('falcon', {**_GROUPED, 'num_ln_in_parallel_attn': 1}),
     'falcon in sequence with biases': ('falcon', {
         **_FALCON, 'multi_query': False, 'parallel_attn': False, 'bias': True}),
+    'llava': ('llava', {'image_token_index': VOCABULARY - 1, 'text_config': {
+        **_SIZES, 'model_type': 'llama', 'vocab_size': VOCABULARY}, 'vision_config': {
+        'model_type': 'clip_vision_model', 'hidden_size': 16, 'intermediate_size': 32,
+        'num_hidden_layers': 2, 'num_attention_heads': 2, 'image_size': 12, 'patch_size': 4}}),
 }
 
 
@@ -65,7 +69,7 @@ def write_source(path: Path, name: str) -> Path:
     """Write one of SOURCES in values that fp16 holds exactly, and return the folder."""
     model_type, sizes = SOURCES[name]
     config = AutoConfig.for_model(model_type, vocab_size=VOCABULARY, **sizes)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation='eager')
+    model = auto_class(name).from_config(config, attn_implementation='eager')
     generator = torch.Generator().manual_seed(len(name))
     for parameter in model.parameters():
         _randomize(parameter, generator)
@@ -73,6 +77,11 @@ def write_source(path: Path, name: str) -> Path:
     if name == 'mpt with scales':
         add_scales(path, generator)
     return path
+
+
+def auto_class(name: str) -> type:
+    """Return the class of transformers that loads one of SOURCES."""
+    return AutoModelForImageTextToText if name == 'llava' else AutoModelForCausalLM
 
 
 def _randomize(parameter: nn.Parameter, generator: torch.Generator) -> None:

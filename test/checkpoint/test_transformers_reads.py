@@ -16,7 +16,7 @@
 import sys
 from types import ModuleType, SimpleNamespace
 
-from family_sources import samples, SOURCES, write_source
+from family_sources import auto_class, samples, SOURCES, write_source
 import pytest
 from tiny_models import linear_shapes, llama_config, llama_tensors, load_llama, run_llama
 import torch
@@ -106,10 +106,9 @@ def _write(path, config, quantization_config, quantize, kept):
     return layers
 
 
-def _load(path):
+def _load(path, auto=AutoModelForCausalLM):
     """Load a folder in transformers, which must find all it looks for and nothing more."""
-    model, found = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32,
-                                                        output_loading_info=True)
+    model, found = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     assert {'missing_keys', 'unexpected_keys', 'mismatched_keys'} <= set(found)
     assert not any(found.values()), found
     return model
@@ -145,7 +144,7 @@ def test_every_family_quantized_to_4_bits_gives_the_same_logits(name, method, wa
     scheme = WeightOnly(METHODS[method], WeightSpec(4, 32))
     quantize_checkpoint(Job(write_source(tmp_path / 'source', name), tmp_path / 'out', scheme,
                             samples(), search_samples=2))
-    torch.testing.assert_close(_run(_load(tmp_path / 'out')),
+    torch.testing.assert_close(_run(_load(tmp_path / 'out', auto_class(name))),
                                run_llama(load_llama(tmp_path / 'out'), _IDS), rtol=0, atol=1e-4)
 
 

@@ -37,7 +37,8 @@ from tinychat_ros.quantization.recipes import output, recipe, Scratch, Step
 from tinychat_ros.quantization.report import LayerResult
 from tinychat_ros.quantization.smoothquant import best_alpha, SmoothQuantizer, Survey, Surveyor
 from tinychat_ros.quantization.source import (
-    block_prefix, extra_files, in_stored_order, kept_tensors, load_block, other_tensors)
+    block_prefix, extra_files, in_stored_order, kept_tensors, load_block, other_tensors,
+    plain_towers)
 from tinychat_ros.quantization.streams import ORIGINAL, Streams, STREAMS
 from tinychat_ros.quantization.work_folder import WorkFolder
 
@@ -201,7 +202,7 @@ def _config(job: Job, layers: Sequence[LayerResult]) -> dict[str, Any]:
     config = read_json(job.source / 'config.json')
     # transformers 5 writes `dtype`, older ones and this project's readers know `torch_dtype`.
     config.pop('dtype', None)
-    left = [layer.name for layer in layers if layer.bits == 16]
+    left = [layer.name for layer in layers if layer.bits == 16] + plain_towers(job.source)
     if isinstance(job.scheme, SmoothQuant):
         quantization = w8a8_config(left)
     else:

@@ -38,6 +38,7 @@ RECIPES = {
     'gemma2': UP,
     'gemma3_text': UP,
     'llama': UP,
+    'llava': UP,
     'mistral': UP,
     'mpt': ACTIVATION,
     'phi3': UP,

@@ -86,11 +86,25 @@ def other_tensors(reader: CheckpointReader) -> dict[str, StoredWeight]:
         read[bias] = [model.hidden_size]
     if not model.tie_word_embeddings:
         read[f'{names.lm_head}.weight'] = table
+    if model.vision is not None:
+        towers = (f'{model.vision.tower}.', f'{model.vision.projector}.')
+        read |= {name: reader.shape(name) for name in reader.names if name.startswith(towers)}
     others = {name: reader.stored(name) for name in sorted(reader.names)
               if not in_blocks(model, name)}
     for name, shape in read.items():
         others[name] = _floats(reader, name, shape).half()
     return others
+
+
+def plain_towers(source: Path) -> list[str]:
+    """Return the modules outside of the blocks that stay plain in a model that sees."""
+    with CheckpointReader(source) as reader:
+        vision = reader.config.vision
+    if vision is None:
+        return []
+    towers = [name.removeprefix('model.') for name in (vision.tower, vision.projector)]
+    # In memory, transformers 5 has them one level deeper than the files.
+    return [*towers, *(f'model.{name}' for name in towers)]
 
 
 def _floats(reader: CheckpointReader, name: str, shape: Sequence[int]) -> Tensor:
