@@ -19,14 +19,24 @@ import argparse
 from dataclasses import asdict
 import json
 import sys
-from typing import Any
+from typing import Any, Sequence
 
-from tinychat_ros.checkpoint.loader import num_parameters
+import torch
+
+from tinychat_ros.bench.bandwidth import Bandwidth
+from tinychat_ros.bench.estimate import Device, estimate, JETSONS
+from tinychat_ros.checkpoint.loader import available_memory, num_parameters, weight_bytes
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.summary import (
-    kv_bytes_fp16, summarize_layers, weight_bytes_per_token)
+    cpu_attention_refusal, grouped, kv_bytes_fp16, kv_bytes_read, LayerSummary, summarize_layers,
+    weight_bytes_per_token, why_not_recorded)
 from tinychat_ros.commands.common import output_options
+from tinychat_ros.commands.inspect_table import table
 from tinychat_ros.engine.config import EngineConfig
+from tinychat_ros.errors import ConfigError
+from tinychat_ros.kernels import cuda
+
+_DEFAULT_CONTEXT = 4096
 
 
 def add(commands: Any) -> None:
@@ -35,34 +45,55 @@ def add(commands: Any) -> None:
         'inspect', parents=[output_options()], help='describe a checkpoint without loading it')
     inspect.add_argument('model', nargs='?', default='', metavar='DIR',
                          help='checkpoint folder (default: the demo model)')
+    inspect.add_argument('--context', type=int, default=0, metavar='N',
+                         help='positions that memory and speed are estimated for (default: '
+                         f'{_DEFAULT_CONTEXT}, or what the model was trained for)')
     inspect.set_defaults(run=_inspect)
 
 
 def _inspect(args: argparse.Namespace) -> int:
     with CheckpointReader(EngineConfig(model=args.model).model_path) as reader:
         layers = summarize_layers(reader)
-        counts = {name: sum(layer.format == name for layer in layers)
-                  for name in sorted({layer.format for layer in layers})}
-        document = {
-            'architecture': reader.config.model_type,
-            'format': max(counts, key=counts.__getitem__),
-            'parameters': num_parameters(reader),
-            'weight_bytes_per_token': weight_bytes_per_token(reader),
-            'kv_bytes_per_position': kv_bytes_fp16(reader),
-            'max_position_embeddings': reader.config.max_position_embeddings,
-            'vocab_size': reader.config.vocab_size,
-            'layers': [asdict(layer) for layer in layers],
-        }
-    table = sys.stderr if args.json else sys.stdout
-    for key, value in document.items():
-        if key != 'layers':
-            print(f'{key:24} {value}', file=table)
-    for layer in layers:
-        group = f'g{layer.group_size}' if layer.group_size else ''
-        reason = layer.reference_reason
-        note = f'on the torch reference: {reason}' if reason else ''
-        print(f'  {layer.name:40} {layer.format:14} {layer.n:6} x {layer.k:<6} {group:5} {note}',
-              file=table)
+        document = {**_describe(reader, layers), **_estimate(reader, args.context)}
+    lines = table(document, grouped(layers))
+    print('\n'.join(lines), file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps(document))
+        print(json.dumps({**document, 'layers': [asdict(layer) for layer in layers]}))
     return 0
+
+
+def _describe(reader: CheckpointReader, layers: Sequence[LayerSummary]) -> dict[str, Any]:
+    config = reader.config
+    formats = [layer.format for layer in layers]
+    return {
+        'architecture': config.model_type,
+        'format': max(sorted(set(formats)), key=formats.count),
+        'parameters': num_parameters(reader),
+        'weight_bytes_per_token': weight_bytes_per_token(reader),
+        'kv_bytes_per_position': kv_bytes_fp16(reader),
+        'max_position_embeddings': config.max_position_embeddings,
+        'vocab_size': config.vocab_size,
+        'why_no_attention_kernel': {'cpu': cpu_attention_refusal(config.head_dim),
+                                    'cuda': cuda.attention_refusal(config.head_dim) or None},
+        'why_not_recorded': why_not_recorded(config, layers),
+    }
+
+
+def _estimate(reader: CheckpointReader, context: int) -> dict[str, Any]:
+    config, longest = reader.config, reader.config.max_position_embeddings
+    if not 0 <= context <= longest:
+        raise ConfigError(f'context: expected 1 to {longest}, what the model was trained for, '
+                          f'got {context}')
+    context = context or min(_DEFAULT_CONTEXT, longest)
+    memory = (weight_bytes(reader, torch.float16, torch.device('cuda'))
+              + kv_bytes_fp16(reader) * context)
+    read = weight_bytes_per_token(reader) + kv_bytes_read(config, context)
+    devices = [*JETSONS, _this_machine()]
+    return {'context': context, 'memory_bytes': memory, 'bytes_per_token': read,
+            'devices': [estimate(device, memory, read) for device in devices]}
+
+
+def _this_machine() -> Device:
+    device = EngineConfig().torch_device()
+    return Device(f'this machine, {device.type}', available_memory(device),
+                  Bandwidth(device).read(), measured=True)

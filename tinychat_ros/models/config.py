@@ -20,7 +20,7 @@ from typing import Any, Callable, Mapping, Optional
 
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
 from tinychat_ros.models.clip import VisionConfig
-from tinychat_ros.models.fields import count, number, of_type, token_ids
+from tinychat_ros.models.fields import count, LARGEST_COUNT, number, of_type, token_ids
 from tinychat_ros.models.names import Names
 from tinychat_ros.models.rope import RopeConfig
 
@@ -119,6 +119,10 @@ class ModelConfig:
             raise CheckpointError(
                 'config.json: num_attention_heads: expected a multiple of num_key_value_heads = '
                 f'{self.num_key_value_heads}, got {self.num_attention_heads}')
+        if self.num_attention_heads * self.head_dim > LARGEST_COUNT:
+            raise CheckpointError(
+                f'config.json: head_dim: expected at most {LARGEST_COUNT} for all '
+                f'{self.num_attention_heads} heads together, got {self.head_dim} for each')
         if self.head_dim % 2:
             raise CheckpointError(f'config.json: head_dim: expected an even number, '
                                   f'got {self.head_dim}')
@@ -136,7 +140,7 @@ def sliding_windows(config: Mapping[str, Any],
         return (0,) * layers
     types = of_type(config, 'layer_types', list, [
         'sliding_attention' if is_local(i) else 'full_attention' for i in range(layers)])
-    if len(types) != layers or not set(types) <= set(_LAYER_TYPES):
+    if len(types) != layers or not all(kind in _LAYER_TYPES for kind in types):
         raise CheckpointError(f"config.json: layer_types: expected {layers} of "
                               f"{' or '.join(_LAYER_TYPES)}, got {types!r}")
     window = count(config, 'sliding_window')

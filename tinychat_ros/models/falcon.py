@@ -30,16 +30,17 @@ _NAMES = {'blocks': 'transformer.h', 'embedding': 'transformer.word_embeddings',
 def read_falcon(config: Mapping[str, Any]) -> ModelConfig:
     """Read config.json."""
     refuse(config, 'alibi', False)
-    new = of_type(config, 'new_decoder_architecture', bool, False)
+    new = of_type(config, 'new_decoder_architecture', bool, config['model_type'] == 'RefinedWeb')
     multi_query = of_type(config, 'multi_query', bool, True)
     parallel = new or of_type(config, 'parallel_attn', bool, True)
-    # The first files have the names of the model that Falcon's code came from.
+    # The first files have the names of the model that Falcon's code came from, and for a type that
+    # of its data: RefinedWebModel is 7B, RefinedWeb 40B.
     heads = count(config, 'num_attention_heads' if 'num_attention_heads' in config else 'n_head')
     kv_heads = (count(config, 'num_kv_heads', count(config, 'n_head_kv', heads))
                 if new or not multi_query else 1)
     hidden = count(config, 'hidden_size')
     layers = 'num_hidden_layers' if 'num_hidden_layers' in config else 'n_layer'
-    usual = {'num_attention_heads': heads, 'num_key_value_heads': kv_heads,
+    usual = {'model_type': 'falcon', 'num_attention_heads': heads, 'num_key_value_heads': kv_heads,
              'num_hidden_layers': count(config, layers),
              'intermediate_size': count(config, 'ffn_hidden_size', 4 * hidden)}
     return ModelConfig.from_dict(

@@ -21,6 +21,8 @@ from tinychat_ros.errors import CheckpointError
 
 # Torch computes with these numbers in fp32.
 _LARGEST_NUMBER = 1e30
+# More than any model has of anything; what is made of a config alone stays small.
+LARGEST_COUNT = 2**24
 
 
 def require(config: Mapping[str, Any], key: str) -> Any:
@@ -52,6 +54,8 @@ def count(config: Mapping[str, Any], key: str, default: Optional[int] = None) ->
     value = default if value is None and default is not None else require(config, key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f'config.json: {key}: expected a positive integer, got {value!r}')
+    if value > LARGEST_COUNT:
+        raise CheckpointError(f'config.json: {key}: expected at most {LARGEST_COUNT}, got {value}')
     return value
 
 
@@ -89,4 +93,4 @@ def token_ids(value: Any) -> tuple[int, ...]:
 
 def _is_number(value: Any) -> bool:
     return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and 0 < value <= _LARGEST_NUMBER)
+            and 1 / _LARGEST_NUMBER <= value <= _LARGEST_NUMBER)

@@ -21,5 +21,6 @@ from tinychat_ros.models.config import ModelConfig, sliding_windows
 
 
 def read_mistral(config: Mapping[str, Any]) -> ModelConfig:
-    """Read config.json."""
+    """Read config.json; where it does not say, there is a window."""
+    config = {'sliding_window': 4096, **config}
     return ModelConfig.from_dict(config, sliding_windows=sliding_windows(config, lambda i: True))

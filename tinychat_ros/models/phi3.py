@@ -26,6 +26,7 @@ NAMES = Names(qkv=('self_attn.qkv_proj',), gate_up=('mlp.gate_up_proj',))
 
 def read_phi3(config: Mapping[str, Any]) -> ModelConfig:
     """Read config.json."""
+    config = {'rms_norm_eps': 1e-5, 'original_max_position_embeddings': 4096, **config}
     return ModelConfig.from_dict(
         config, names=NAMES, rope=RopeConfig.from_dict(_renamed(config)),
         sliding_windows=sliding_windows(config, lambda i: True))

@@ -41,6 +41,7 @@ def read_qwen3(config: Mapping[str, Any]) -> ModelConfig:
 def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:
     if not of_type(config, 'use_sliding_window', bool, False):
         config = {**config, 'sliding_window': None}
+    config = {'sliding_window': 4096, **config}
     full = config.get('max_window_layers')
     full = _FULL_LAYERS if full is None else of_type(config, 'max_window_layers', int)
     return sliding_windows(config, lambda i: i >= full)

@@ -30,6 +30,8 @@ from tinychat_ros.models.phi3 import read_phi3
 from tinychat_ros.models.qwen import read_qwen2, read_qwen3
 
 FAMILIES = {
+    'RefinedWeb': read_falcon,
+    'RefinedWebModel': read_falcon,
     'falcon': read_falcon,
     'gemma2': read_gemma2,
     'gemma3_text': read_gemma3,

@@ -74,7 +74,10 @@ class RopeConfig:
         if number(given, 'partial_rotary_factor', number(config, 'partial_rotary_factor', 1)) != 1:
             raise UnsupportedModelError('config.json: partial_rotary_factor: expected 1, since '
                                         'whole heads are rotated, got another')
-        return cls(rope_type, number(given, 'rope_theta', theta),
+        theta = number(given, 'rope_theta', theta)
+        if theta <= 1:
+            raise CheckpointError(f'config.json: rope_theta: expected more than 1, got {theta}')
+        return cls(rope_type, theta,
                    **ROPE_TYPES[rope_type].read(given, config))
 
 
@@ -126,7 +129,8 @@ def _dynamic_frequencies(rope: RopeConfig, head_dim: int, max_seq_len: int) -> T
     """Raise the base with the length of the text (NTK-aware scaling)."""
     length = max(max_seq_len, rope.trained_len)
     stretch = rope.factor * length / rope.trained_len - (rope.factor - 1)
-    theta = rope.theta * stretch ** (head_dim / (head_dim - 2))
+    # A head of 2 has one frequency, whatever the base.
+    theta = rope.theta * stretch ** (head_dim / max(head_dim - 2, 1))
     return _default_frequencies(RopeConfig(theta=theta), head_dim, max_seq_len)
 
 
@@ -136,7 +140,7 @@ def _read_llama3(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
         raise CheckpointError(f'config.json: high_freq_factor: expected more than low_freq_factor '
                               f'= {low}, got {high}')
     return {'factor': number(given, 'factor'), 'low_freq_factor': low, 'high_freq_factor': high,
-            'trained_len': number(given, 'original_max_position_embeddings')}
+            'trained_len': _trained_len(given, config)}
 
 
 def _llama3_frequencies(rope: RopeConfig, head_dim: int, max_seq_len: int) -> Tensor:
@@ -154,8 +158,7 @@ def _read_yarn(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     magnitude = (_mscale(factor, mscales[0]) / _mscale(factor, mscales[1]) if all(mscales)
                  else _mscale(factor, 1.0))
     return {'factor': factor, 'magnitude': number(given, 'attention_factor', magnitude),
-            'trained_len': number(given, 'original_max_position_embeddings',
-                                  _max_positions(config)),
+            'trained_len': _trained_len(given, config),
             'beta_fast': number(given, 'beta_fast', RopeConfig.beta_fast),
             'beta_slow': number(given, 'beta_slow', RopeConfig.beta_slow),
             'truncate': of_type(given, 'truncate', bool, True)}
@@ -183,8 +186,10 @@ def _yarn_frequencies(rope: RopeConfig, head_dim: int, max_seq_len: int) -> Tens
 
 
 def _read_longrope(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    key = 'original_max_position_embeddings'
-    trained = number(given, key, optional_number(config, key) or _max_positions(config))
+    trained = _trained_len(given, config)
+    if trained <= 1:
+        raise CheckpointError('config.json: original_max_position_embeddings: expected more than '
+                              f'1, got {trained}')
     factor = number(given, 'factor', _max_positions(config) / trained)
     magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
     return {'trained_len': trained, 'magnitude': number(given, 'attention_factor', magnitude),
@@ -200,6 +205,13 @@ def _longrope_frequencies(rope: RopeConfig, head_dim: int, max_seq_len: int) -> 
         raise CheckpointError(f'config.json: {name}: expected {head_dim // 2} numbers, '
                               f'got {len(factors)}')
     return _default_frequencies(rope, head_dim, max_seq_len) / factors
+
+
+def _trained_len(given: Mapping[str, Any], config: Mapping[str, Any]) -> float:
+    """Return the positions of the training; what stands around the parameters comes first."""
+    key = 'original_max_position_embeddings'
+    found = given if config.get(key) is None else config
+    return _max_positions(config) if found.get(key) is None else number(found, key)
 
 
 def _max_positions(config: Mapping[str, Any]) -> float:
