@@ -39,6 +39,13 @@ DType dtype_of(int dtype) {
   return static_cast<DType>(dtype);
 }
 
+Activation activation_of(const std::string& name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  throw std::invalid_argument("activation: expected silu, gelu or gelu_tanh, got " + name);
+}
+
 W4Input w4_input(Address x, Address records, Address bias, Address norm_weight, float norm_eps,
                  int64_t m, int64_t n, int64_t k, int group_size, Address next,
                  int64_t next_bytes, int dtype, Address stream) {
@@ -59,8 +66,14 @@ KvCache kv_cache(Address k, Address v, Address k_scale, Address v_scale, int64_t
 
 Rotary rotary(Address cos, Address sin) { return {pointer<float>(cos), pointer<float>(sin)}; }
 
-LogitsOutput logits_output(Address logits, Address best) {
-  return {pointer<float>(logits), pointer<Candidate>(best)};
+HeadNorm head_norm(Address q, Address k, float eps) { return {pointer(q), pointer(k), eps}; }
+
+Scores scores(float scale, int window, float softcap, Address slopes) {
+  return {scale, window, softcap, pointer<float>(slopes)};
+}
+
+LogitsOutput logits_output(Address logits, Address best, float softcap) {
+  return {pointer<float>(logits), pointer<Candidate>(best), softcap};
 }
 
 void bind_structures(py::module_& module) {
@@ -74,7 +87,13 @@ void bind_structures(py::module_& module) {
            py::arg("k_scale") = 0, py::arg("v_scale") = 0, py::arg("kv_heads"),
            py::arg("max_seq_len"), py::arg("head_dim"), py::arg("state"));
   py::class_<Rotary>(module, "Rotary", py::module_local())
-      .def(py::init(&rotary), py::kw_only(), py::arg("cos"), py::arg("sin"));
+      .def(py::init(&rotary), py::kw_only(), py::arg("cos") = 0, py::arg("sin") = 0);
+  py::class_<HeadNorm>(module, "HeadNorm", py::module_local())
+      .def(py::init(&head_norm), py::kw_only(), py::arg("q") = 0, py::arg("k") = 0,
+           py::arg("eps") = 0.0f);
+  py::class_<Scores>(module, "Scores", py::module_local())
+      .def(py::init(&scores), py::kw_only(), py::arg("scale"), py::arg("window") = 0,
+           py::arg("softcap") = 0.0f, py::arg("slopes") = 0);
 }
 
 void bind_device(py::module_& module) { module.def("device_problem", &device_problem); }
@@ -119,10 +138,18 @@ void bind_w4(py::module_& module) {
       py::arg("input"), py::kw_only(), py::arg("gemv"), py::arg("residual") = 0, py::arg("y"));
   module.def(
       "w4_gate_up",
-      [](const W4Input& input, bool gemv, Address y) {
-        w4(gemv, input, GateUpOutput{pointer(y)});
+      [](const W4Input& input, bool gemv, const std::string& activation, Address y) {
+        w4(gemv, input, GateUpOutput{activation_of(activation), pointer(y)});
       },
-      py::arg("input"), py::kw_only(), py::arg("gemv"), py::arg("y"));
+      py::arg("input"), py::kw_only(), py::arg("gemv"), py::arg("activation"), py::arg("y"));
+  module.def(
+      "w4_up",
+      [](const W4Input& input, bool gemv, const std::string& activation, Address scales,
+         Address y) {
+        w4(gemv, input, UpOutput{activation_of(activation), pointer(scales), pointer(y)});
+      },
+      py::arg("input"), py::kw_only(), py::arg("gemv"), py::arg("activation"),
+      py::arg("scales") = 0, py::arg("y"));
   module.def(
       "w4_qkv",
       [](const W4Input& input, const KvCache& cache, const Rotary& rotary, bool gemv, Address q,
@@ -133,10 +160,11 @@ void bind_w4(py::module_& module) {
       py::arg("q"), py::arg("heads"));
   module.def(
       "w4_logits",
-      [](const W4Input& input, Address logits, Address best) {
-        w4_gemv(input, logits_output(logits, best));
+      [](const W4Input& input, Address logits, Address best, float softcap) {
+        w4_gemv(input, logits_output(logits, best, softcap));
       },
-      py::arg("input"), py::kw_only(), py::arg("logits"), py::arg("best"));
+      py::arg("input"), py::kw_only(), py::arg("logits"), py::arg("best"),
+      py::arg("softcap") = 0.0f);
   module.def(
       "w4_repack",
       [](Address qweight, Address scales, Address zeros, Address rows, Address records,
@@ -153,57 +181,60 @@ void bind_w4(py::module_& module) {
 void bind_attention(py::module_& module) {
   module.def(
       "rope_append",
-      [](const KvCache& cache, const Rotary& rotary, Address qkv, bool permuted, Address q,
-         int64_t tokens, int64_t heads, int dtype, Address stream) {
-        rope_append(pointer(qkv), permuted, pointer(q), cache, rotary, tokens, heads,
+      [](const KvCache& cache, const HeadNorm& norm, const Rotary& rotary, Address qkv,
+         bool permuted, Address q, int64_t tokens, int64_t heads, int dtype, Address stream) {
+        rope_append(pointer(qkv), permuted, pointer(q), cache, norm, rotary, tokens, heads,
                     dtype_of(dtype), pointer(stream));
       },
-      py::arg("cache"), py::arg("rotary"), py::kw_only(), py::arg("qkv"),
+      py::arg("cache"), py::arg("norm"), py::arg("rotary"), py::kw_only(), py::arg("qkv"),
       py::arg("permuted") = false, py::arg("q"), py::arg("tokens"), py::arg("heads"),
       py::arg("dtype"), py::arg("stream"));
   module.def("decode_attention_workspace", &decode_attention_workspace, py::kw_only(),
              py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("max_seq_len"));
   module.def(
       "decode_attention",
-      [](const KvCache& cache, Address q, Address out, Address workspace, int64_t heads,
-         float scale, int dtype, Address stream) {
-        decode_attention(pointer(q), cache, pointer(out), pointer(workspace), heads, scale,
+      [](const KvCache& cache, const Scores& scores, Address q, Address out, Address workspace,
+         int64_t heads, int dtype, Address stream) {
+        decode_attention(pointer(q), cache, pointer(out), pointer(workspace), heads, scores,
                          dtype_of(dtype), pointer(stream));
       },
-      py::arg("cache"), py::kw_only(), py::arg("q"), py::arg("out"), py::arg("workspace"),
-      py::arg("heads"), py::arg("scale"), py::arg("dtype"), py::arg("stream"));
+      py::arg("cache"), py::arg("scores"), py::kw_only(), py::arg("q"), py::arg("out"),
+      py::arg("workspace"), py::arg("heads"), py::arg("dtype"), py::arg("stream"));
   module.def(
       "prefill_attention",
-      [](const KvCache& cache, Address q, Address out, int64_t tokens, int64_t heads, float scale,
-         int dtype, Address stream) {
-        prefill_attention(pointer(q), cache, pointer(out), tokens, heads, scale, dtype_of(dtype),
+      [](const KvCache& cache, const Scores& scores, Address q, Address out, int64_t tokens,
+         int64_t heads, int dtype, Address stream) {
+        prefill_attention(pointer(q), cache, pointer(out), tokens, heads, scores, dtype_of(dtype),
                           pointer(stream));
       },
-      py::arg("cache"), py::kw_only(), py::arg("q"), py::arg("out"), py::arg("tokens"),
-      py::arg("heads"), py::arg("scale"), py::arg("dtype"), py::arg("stream"));
+      py::arg("cache"), py::arg("scores"), py::kw_only(), py::arg("q"), py::arg("out"),
+      py::arg("tokens"), py::arg("heads"), py::arg("dtype"), py::arg("stream"));
 }
 
 void bind_ends(py::module_& module) {
   module.def(
       "embedding",
       [](Address token_ids, Address table, Address x, int64_t tokens, int64_t vocab,
-         int64_t hidden, int dtype, Address stream) {
+         int64_t hidden, float scale, int dtype, Address stream) {
         embedding(pointer<int32_t>(token_ids), pointer(table), pointer(x), tokens, vocab, hidden,
-                  dtype_of(dtype), pointer(stream));
+                  scale, dtype_of(dtype), pointer(stream));
       },
       py::kw_only(), py::arg("token_ids"), py::arg("table"), py::arg("x"), py::arg("tokens"),
-      py::arg("vocab"), py::arg("hidden"), py::arg("dtype"), py::arg("stream"));
+      py::arg("vocab"), py::arg("hidden"), py::arg("scale") = 1.0f, py::arg("dtype"),
+      py::arg("stream"));
   module.def(
       "lm_head",
       [](Address x, Address norm_weight, float norm_eps, Address weight, Address scales,
-         Address logits, Address best, int64_t n, int64_t k, int dtype, Address stream) {
+         Address logits, Address best, float softcap, int64_t n, int64_t k, int dtype,
+         Address stream) {
         lm_head(pointer(x), pointer(norm_weight), norm_eps, pointer(weight),
-                pointer<float>(scales), logits_output(logits, best), n, k, dtype_of(dtype),
-                pointer(stream));
+                pointer<float>(scales), logits_output(logits, best, softcap), n, k,
+                dtype_of(dtype), pointer(stream));
       },
-      py::kw_only(), py::arg("x"), py::arg("norm_weight"), py::arg("norm_eps"),
-      py::arg("weight"), py::arg("scales") = 0, py::arg("logits"), py::arg("best"), py::arg("n"),
-      py::arg("k"), py::arg("dtype"), py::arg("stream"));
+      py::kw_only(), py::arg("x"), py::arg("norm_weight") = 0, py::arg("norm_eps") = 0.0f,
+      py::arg("weight"), py::arg("scales") = 0, py::arg("logits"), py::arg("best"),
+      py::arg("softcap") = 0.0f, py::arg("n"), py::arg("k"), py::arg("dtype"),
+      py::arg("stream"));
   module.def(
       "sample",
       [](Address logits, Address best, Address params, Address seen, Address state, Address ring,

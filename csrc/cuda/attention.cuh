@@ -17,10 +17,13 @@
 
 #pragma once
 
+#include <cfloat>
+#include <climits>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
 
+#include "cuda/activation.cuh"
 #include "cuda/kv_rows.cuh"
 #include "cuda/launchers.h"
 #include "cuda/pack.cuh"
@@ -31,6 +34,12 @@ namespace tinychat {
 
 constexpr int kQueryRows = 16;
 constexpr float kLog2E = 1.44269504f;
+
+// Scores as the kernels take them: scaled and capped in units of log2, and never without a window.
+inline Scores in_log2(const Scores& scores) {
+  return {scores.scale * kLog2E, scores.window == 0 ? INT_MAX : scores.window,
+          scores.softcap * kLog2E, scores.slopes};
+}
 
 // kPositions of a KvRows that follow one another. A row takes an odd number of chunks of 16 bytes,
 // so that the eight rows of an ldmatrix lie in different banks. What a head_dim below kHeadDim
@@ -123,8 +132,9 @@ __device__ uint32_t widen(uint32_t codes) {
 
 // The attention of kQueryRows queries of one KV head over the tiles that it is given, by one warp.
 // A lane holds rows g = lane / 4 and g + 8. Products go along an mma's k in the order in which the
-// cache's values come out of shared memory, queries and results in the same: see column().
-template <typename T, typename Kv, int kHeadDim, int kPositions>
+// cache's values come out of shared memory, queries and results in the same: see column(). Only if
+// it is kBent are there a softcap and slopes: to others the room for them would cost registers.
+template <typename T, typename Kv, int kHeadDim, int kPositions, bool kBent>
 class WarpAttention {
  public:
   using Source = Tile<Kv, kHeadDim, kPositions>;
@@ -151,13 +161,16 @@ class WarpAttention {
     }
   }
 
-  // The scores of a tile. `limit` is the last position of it that each of the lane's rows may see;
-  // all see one of the first tile.
-  __device__ void add_keys(const Source& keys, int skew, float scale, const int (&limit)[2]) {
-    Scores scores = {};
+  // The scores of a tile. `own` are the positions, as counted from the tile's first, of the tokens
+  // of the lane's rows, `head` is which query heads they are.
+  __device__ void add_keys(const Source& keys, int skew, const Scores& rules, const int (&own)[2],
+                           const int (&head)[2]) {
+    TileScores scores = {};
     multiply_keys(keys, scores);
-    apply_scales(keys, skew, scale, scores);
-    if (min(limit[0], limit[1]) < kPositions - 1) mask(limit, scores);
+    apply_scales(keys, skew, rules.scale, scores);
+    if (kBent) bend(rules, own, head, scores);
+    // Rows g + 8 are those of later tokens, if not of the same.
+    if (own[0] < kPositions - 1 || own[1] >= rules.window) mask(own, rules.window, scores);
     rescale(scores);
 #pragma unroll
     for (int n = 0; n < kPositions / 8; ++n) {
@@ -213,7 +226,7 @@ class WarpAttention {
 
  private:
   // As an mma leaves them: 8 positions each, of rows g, g, g + 8 and g + 8.
-  using Scores = float[kPositions / 8][4];
+  using TileScores = float[kPositions / 8][4];
 
   static constexpr bool kInt8 = sizeof(Kv) == 1;
 
@@ -231,7 +244,7 @@ class WarpAttention {
 
   __device__ uint4* query(int j) { return kKeeps ? &kept_[j * kWarp + lane()] : &q_[j]; }
 
-  __device__ void multiply_keys(const Source& keys, Scores& scores) {
+  __device__ void multiply_keys(const Source& keys, TileScores& scores) {
 #pragma unroll
     for (int j = 0; j < kHeadDim / 16; ++j) {
       uint32_t a[4];
@@ -288,7 +301,7 @@ class WarpAttention {
   }
 
   __device__ static void apply_scales(const Source& keys, int skew, float scale,
-                                      Scores& scores) {
+                                      TileScores& scores) {
 #pragma unroll
     for (int n = 0; n < kPositions / 8; ++n) {
 #pragma unroll
@@ -298,18 +311,36 @@ class WarpAttention {
     }
   }
 
-  __device__ static void mask(const int (&limit)[2], Scores& scores) {
+  __device__ static void bend(const Scores& rules, const int (&own)[2], const int (&head)[2],
+                              TileScores& scores) {
+    float slope[2] = {};
+    for (int i = 0; i < 2; ++i) {
+      if (rules.slopes != nullptr) slope[i] = __ldg(&rules.slopes[head[i]]) * kLog2E;
+    }
 #pragma unroll
     for (int n = 0; n < kPositions / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (position(n, i) > limit[i / 2]) scores[n][i] = -INFINITY;
+        if (rules.softcap != 0.0f) scores[n][i] = softcapped(scores[n][i], rules.softcap);
+        scores[n][i] -= slope[i / 2] * static_cast<float>(own[i / 2] - position(n, i));
+      }
+    }
+  }
+
+  // Hides what comes behind a row's token, or before its window.
+  __device__ static void mask(const int (&own)[2], int window, TileScores& scores) {
+#pragma unroll
+    for (int n = 0; n < kPositions / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int behind = own[i / 2] - position(n, i);
+        if (behind < 0 || behind >= window) scores[n][i] = -INFINITY;
       }
     }
   }
 
   // Takes the rows' new maxima, on which the four lanes of a row have to agree.
-  __device__ void rescale(const Scores& scores) {
+  __device__ void rescale(const TileScores& scores) {
     float correction[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -339,22 +370,33 @@ class WarpAttention {
 
   Kept& kept_;
   uint4 q_[kHeadDim / 16];
-  Scores weights_;
+  TileScores weights_;
   float out_[kHeadDim / 8][4] = {};
-  float max_[2] = {-INFINITY, -INFINITY};
+  // Finite, so that a tile of which a row sees nothing leaves it as it is.
+  float max_[2] = {-FLT_MAX, -FLT_MAX};
   float sum_[2] = {};
 };
 
-// As with_cache_types, and gives run the kHeadDim to compile for.
+// As with_cache_types, and gives run the kHeadDim and kBent to compile for. Few models have bent
+// scores, and long heads.
 template <typename Run>
-void with_attention_types(const char* launcher, const KvCache& cache, DType dtype, Run run) {
+void with_attention_types(const char* launcher, const KvCache& cache, const Scores& scores,
+                          DType dtype, Run run) {
   with_cache_types(launcher, cache, dtype, [&](auto t, auto kv) {
-    if (cache.head_dim <= 16) return run(t, kv, std::integral_constant<int, 16>());
-    if (cache.head_dim <= 64) return run(t, kv, std::integral_constant<int, 64>());
-    if (cache.head_dim <= 80) return run(t, kv, std::integral_constant<int, 80>());
-    if (cache.head_dim <= 96) return run(t, kv, std::integral_constant<int, 96>());
-    if (cache.head_dim <= 128) return run(t, kv, std::integral_constant<int, 128>());
-    run(t, kv, std::integral_constant<int, 256>());
+    const int64_t head_dim = cache.head_dim;
+    const std::integral_constant<int, 128> k128;
+    const std::integral_constant<int, 256> k256;
+    if (scores.softcap != 0.0f || scores.slopes != nullptr) {
+      return head_dim <= 128 ? run(t, kv, k128, std::true_type())
+                             : run(t, kv, k256, std::true_type());
+    }
+    const std::false_type bent;
+    if (head_dim <= 16) return run(t, kv, std::integral_constant<int, 16>(), bent);
+    if (head_dim <= 64) return run(t, kv, std::integral_constant<int, 64>(), bent);
+    if (head_dim <= 80) return run(t, kv, std::integral_constant<int, 80>(), bent);
+    if (head_dim <= 96) return run(t, kv, std::integral_constant<int, 96>(), bent);
+    if (head_dim <= 128) return run(t, kv, k128, bent);
+    run(t, kv, k256, bent);
   });
 }
 

@@ -40,7 +40,7 @@ struct Decode {
   Workspace workspace;
   int heads_per_kv;
   int splits;
-  float scale;  // of scores in units of log2
+  Scores scores;  // in_log2
 };
 
 // What one block computes: a group of query heads over the positions of a split.
@@ -50,28 +50,31 @@ struct Task {
   int heads;  // up to kQueryRows
   int begin;  // of the positions
   int end;
+  int length;
   int active_splits;
 };
 
 __device__ Task task_of(const Decode& decode) {
   const KvCache& cache = decode.cache;
   const int length = min(cache.state->position + 1, static_cast<int>(cache.max_seq_len));
-  const int share = (length + decode.splits - 1) / decode.splits;
+  // With the first position of a window comes the tile that it is in, for copies are aligned.
+  const int first = max(0, length - decode.scores.window) / kPositions * kPositions;
+  const int share = (length - first + decode.splits - 1) / decode.splits;
   const int chunk = max(kMinChunk, (share + kPositions - 1) / kPositions * kPositions);
-  const int begin = blockIdx.x * chunk;
+  const int begin = first + blockIdx.x * chunk;
   const int row = blockIdx.y * kQueryRows;
   const int kv_head = blockIdx.z;
   return {kv_head, kv_head * decode.heads_per_kv + row,
-          min(decode.heads_per_kv - row, kQueryRows), begin, min(begin + chunk, length),
-          (length + chunk - 1) / chunk};
+          min(decode.heads_per_kv - row, kQueryRows), begin, min(begin + chunk, length), length,
+          (length - first + chunk - 1) / chunk};
 }
 
-template <typename T, typename Kv, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim, bool kBent>
 struct Shapes {
   // Rings of which an Orin's multiprocessor holds 8, or 2 of a long head's.
   static constexpr int kWarps = kHeadDim > 128 ? 2 : 4;
   static constexpr int kStages = kHeadDim > 80 ? 2 : kHeadDim > 64 ? 3 : 4;
-  using Attention = WarpAttention<T, Kv, kHeadDim, kPositions>;
+  using Attention = WarpAttention<T, Kv, kHeadDim, kPositions, kBent>;
   struct Ring {
     Tile<Kv, kHeadDim, kPositions> keys[kStages];
     Tile<Kv, kHeadDim, kPositions> values[kStages];
@@ -116,10 +119,13 @@ __device__ void attend(const Decode& decode, const Task& task, Ring& ring, Atten
     load(ring.keys, k, step);
     load(ring.values, v, step);
   }
+  const int row = lane / 4;
+  const int last_head = task.head + task.heads - 1;
+  const int head[2] = {min(task.head + row, last_head), min(task.head + row + 8, last_head)};
   for (int step = 0; begin + step * stride < task.end; ++step) {
-    const int last = task.end - 1 - begin - step * stride;
+    const int own = task.length - 1 - begin - step * stride;
     wait();
-    attention.add_keys(ring.keys[step % kStages], k.skew, decode.scale, {last, last});
+    attention.add_keys(ring.keys[step % kStages], k.skew, decode.scores, {own, own}, head);
     __syncwarp();
     load(ring.keys, k, step + kStages);
     wait();
@@ -236,10 +242,10 @@ __device__ void merge_splits(const Decode& decode, const Task& task) {
   }
 }
 
-template <typename T, typename Kv, int kHeadDim>
-__global__ void __launch_bounds__(Shapes<T, Kv, kHeadDim>::kWarps * kWarp, 2)
+template <typename T, typename Kv, int kHeadDim, bool kBent>
+__global__ void __launch_bounds__(Shapes<T, Kv, kHeadDim, kBent>::kWarps * kWarp, 2)
     decode_attention_kernel(Decode decode) {
-  using Shape = Shapes<T, Kv, kHeadDim>;
+  using Shape = Shapes<T, Kv, kHeadDim, kBent>;
   TINYCHAT_DYNAMIC_SHARED(typename Shape::Shared, shared);
   grid_dependency_launch();
   grid_dependency_wait();
@@ -276,10 +282,10 @@ int64_t done_bytes(int64_t kv_heads, int64_t groups) {
   return ceil_div(kv_heads * groups * sizeof(int), 16) * 16;
 }
 
-template <typename T, typename Kv, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim, bool kBent>
 void run(const Decode& decode, const Grid& grid, void* stream) {
-  using Shape = Shapes<T, Kv, kHeadDim>;
-  launch_dependent("decode_attention", decode_attention_kernel<T, Kv, kHeadDim>,
+  using Shape = Shapes<T, Kv, kHeadDim, kBent>;
+  launch_dependent("decode_attention", decode_attention_kernel<T, Kv, kHeadDim, kBent>,
                    dim3(grid.splits, grid.groups, decode.cache.kv_heads), Shape::kWarps * kWarp,
                    sizeof(typename Shape::Shared), stream, decode);
 }
@@ -294,16 +300,17 @@ int64_t decode_attention_workspace(int64_t heads, int64_t kv_heads, int64_t head
 }
 
 void decode_attention(const void* q, const KvCache& cache, void* out, void* workspace,
-                      int64_t heads, float scale, DType dtype, void* stream) {
+                      int64_t heads, const Scores& scores, DType dtype, void* stream) {
   const Grid grid(heads, cache.kv_heads, cache.head_dim, cache.max_seq_len);
   char* parts = static_cast<char*>(workspace) + done_bytes(cache.kv_heads, grid.groups);
   const Decode decode = {q, cache, out,
                          {static_cast<int*>(workspace), reinterpret_cast<float*>(parts)},
                          static_cast<int>(heads / cache.kv_heads),
-                         static_cast<int>(grid.splits), scale * kLog2E};
-  with_attention_types("decode_attention", cache, dtype, [&](auto t, auto kv, auto head_dim) {
-    run<decltype(t), decltype(kv), decltype(head_dim)::value>(decode, grid, stream);
-  });
+                         static_cast<int>(grid.splits), in_log2(scores)};
+  const auto start = [&](auto t, auto kv, auto head_dim, auto bent) {
+    run<decltype(t), decltype(kv), head_dim(), bent()>(decode, grid, stream);
+  };
+  with_attention_types("decode_attention", cache, scores, dtype, start);
 }
 
 }  // namespace tinychat

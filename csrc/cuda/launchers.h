@@ -87,8 +87,19 @@ struct LinearOutput {
   void* y;
 };
 
-// y [m, n / 2] = silu(gate) * up; the rows of each tile of 16 are 8 of gate, then 8 of up.
+// Of an MLP. GELU in full, and as it is approximated by a tanh.
+enum class Activation { kNone, kSilu, kGelu, kGeluTanh };
+
+// y [m, n] = activation(product), divided by the scales [n] where there are some.
+struct UpOutput {
+  Activation activation;
+  const void* scales;
+  void* y;
+};
+
+// y [m, n / 2] = activation(gate) * up; the rows of each tile of 16 are 8 of gate, then 8 of up.
 struct GateUpOutput {
+  Activation activation;
   void* y;
 };
 
@@ -106,13 +117,21 @@ struct KvCache {
 
 // The rotary embedding in the half-split layout of Hugging Face's Llama.
 struct Rotary {
-  const float* cos;  // [max_seq_len, head_dim / 2]
+  const float* cos;  // [max_seq_len, head_dim / 2], or null for no rotation
   const float* sin;  //
 };
 
+// The RMSNorm of each query and each key head in front of the rotation.
+struct HeadNorm {
+  const void* q;  // [head_dim], or null for no norm
+  const void* k;  // likewise
+  float eps;      //
+};
+
 // Rotated queries to q [m, heads, head_dim], rotated keys and values to a cache that is not int8.
-// head_dim is a multiple of 16. In the tiles of a query or key head, rows 0-7 of tile j are its
-// dimensions 8j to 8j + 7 and rows 8-15 those head_dim / 2 further; values are in their order.
+// head_dim is a multiple of 16, the angles are not null. In the tiles of a query or key head, rows
+// 0-7 of tile j are its dimensions 8j to 8j + 7 and rows 8-15 those head_dim / 2 further; values
+// are in their order.
 struct QkvOutput {
   void* q;
   KvCache cache;
@@ -124,16 +143,19 @@ struct QkvOutput {
 struct LogitsOutput {
   float* logits;
   Candidate* best;  // [ceil(n / 16)]
+  float softcap;    // The logits are cap * tanh(product / cap); 0 leaves them.
 };
 
 // m is 1 to 8.
 void w4_gemv(const W4Input& input, const LinearOutput& output);
+void w4_gemv(const W4Input& input, const UpOutput& output);
 void w4_gemv(const W4Input& input, const GateUpOutput& output);
 void w4_gemv(const W4Input& input, const QkvOutput& output);
 void w4_gemv(const W4Input& input, const LogitsOutput& output);
 
 // m is 1 or more, norm_weight null.
 void w4_gemm(const W4Input& input, const LinearOutput& output);
+void w4_gemm(const W4Input& input, const UpOutput& output);
 void w4_gemm(const W4Input& input, const GateUpOutput& output);
 void w4_gemm(const W4Input& input, const QkvOutput& output);
 
@@ -150,17 +172,26 @@ void w4_repack(const uint8_t* qweight,  // [rows of it, k / 2], the lower nibble
 
 // ---- attention ---------------------------------------------------------------------------------
 
-// What follows a QKV product that did not do it itself: rotates queries and keys, and appends keys
-// and values to a cache of either kind. In int8 each head's row has a scale of its own.
+// What follows a QKV product that did not do it itself: normalizes and rotates queries and keys,
+// and appends keys and values to a cache of either kind. In int8 a head's row has its own scale.
 void rope_append(const void* qkv,        // [tokens, heads + 2 kv_heads, head_dim]
                  bool permuted,          // whether its heads are in the order of QkvOutput's tiles
                  void* q,                // [tokens, heads, head_dim]
                  const KvCache& cache,   //
+                 const HeadNorm& norm,   //
                  const Rotary& rotary,   //
                  int64_t tokens,         //
                  int64_t heads,          //
                  DType dtype,            //
                  void* stream);
+
+// What attention makes of the products of a query with the keys.
+struct Scores {
+  float scale;          // of the products, 1 / sqrt(head_dim) as a rule
+  int window;           // positions that a token sees, itself among them; 0 is all before it
+  float softcap;        // Bounds what was scaled, cap * tanh(product / cap); 0 leaves it.
+  const float* slopes;  // [heads] of ALiBi: what a score loses for each position back; or null
+};
 
 // The bytes of decode_attention's workspace, which the caller fills with zeros once.
 int64_t decode_attention_workspace(int64_t heads, int64_t kv_heads, int64_t head_dim,
@@ -172,7 +203,7 @@ void decode_attention(const void* q,         // [heads, head_dim]
                       void* out,             // [heads, head_dim]
                       void* workspace,       //
                       int64_t heads,         // a multiple of kv_heads
-                      float scale,           // of the scores, 1 / sqrt(head_dim) as a rule
+                      const Scores& scores,  //
                       DType dtype,           //
                       void* stream);
 
@@ -182,25 +213,26 @@ void prefill_attention(const void* q,         // [tokens, heads, head_dim]
                        void* out,             // [tokens, heads, head_dim]
                        int64_t tokens,        //
                        int64_t heads,         // a multiple of kv_heads
-                       float scale,           //
+                       const Scores& scores,  //
                        DType dtype,           //
                        void* stream);
 
 // ---- both ends of the model --------------------------------------------------------------------
 
-// x = table[token_ids]. An id that is not in the table gives zeros.
+// x = table[token_ids] * scale. An id that is not in the table gives zeros.
 void embedding(const int32_t* token_ids,  // [tokens], 4-byte aligned
                const void* table,         // [vocab, hidden]
                void* x,                   // [tokens, hidden]
                int64_t tokens,            //
                int64_t vocab,             //
                int64_t hidden,            // a multiple of 8
+               float scale,               //
                DType dtype,               //
                void* stream);
 
-// The LM head of one token, its weight plain or int8 by rows; the final RMSNorm is in front.
+// The LM head of one token, its weight plain or int8 by rows.
 void lm_head(const void* x,              // [k]
-             const void* norm_weight,    // [k]
+             const void* norm_weight,    // [k], the final RMSNorm in front, or null
              float norm_eps,             //
              const void* weight,         // [n, k] dtype, or int8 where there are scales
              const float* scales,        // [n], or null

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cuda/activation.cuh"
 #include "cuda/candidate.cuh"
 #include "cuda/dispatch.cuh"
 #include "cuda/launchers.h"
@@ -105,7 +106,7 @@ class Ring {
 template <typename T>
 using Quad = Pack<T, 4>;
 
-// RMSNorm. y[i][c] is quad i of those that meet chunk c of the
+// RMSNorm, if it has a weight. y[i][c] is quad i of those that meet chunk c of the LM head's
 // weight, kQuads in all, so that neighbours read neighbours whatever a chunk holds.
 template <int kQuads, typename T>
 __device__ void normalize(const Quad<T>* x, const Quad<T>* weight, float eps, int k, float4* y) {
@@ -116,7 +117,8 @@ __device__ void normalize(const Quad<T>* x, const Quad<T>* weight, float eps, in
   }
   const float scale = rsqrtf(block_sum(squares, partial) / k + eps);
   for (int i = threadIdx.x; i < k / 4; i += kThreads) {
-    const Quad<T> quad = scaled(load(&x[i]), scale, load(&weight[i]));
+    Quad<T> quad = load(&x[i]);
+    if (weight != nullptr) quad = scaled(quad, scale, load(&weight[i]));
     float values[4];
     for (int j = 0; j < 4; ++j) values[j] = static_cast<float>(quad.values[j]);
     y[i % kQuads * (k / 4 / kQuads) + i / kQuads] =
@@ -166,7 +168,8 @@ __device__ void write_tile(const TileLogits& logits, int64_t tile, int64_t n,
                            const LogitsOutput& output) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = tile * kCandidateTile + lane % kCandidateTile;
-  const float logit = row < n ? logits[lane % kCandidateTile] : -INFINITY;
+  float logit = row < n ? logits[lane % kCandidateTile] : -INFINITY;
+  if (output.softcap != 0.0f && row < n) logit = softcapped(logit, output.softcap);
   if (lane < kCandidateTile && row < n) output.logits[row] = logit;
   const Candidate best = best_of_lanes({logit, static_cast<int32_t>(row)}, kCandidateTile);
   if (lane == 0) output.best[tile] = best;
@@ -184,7 +187,7 @@ __global__ void __launch_bounds__(kThreads)
   Ring ring(weight, chunks);
   constexpr int kLineQuads = 128 / sizeof(Quad<T>);
   for (int i = threadIdx.x * kLineQuads; i < k / 4; i += kThreads * kLineQuads) {
-    prefetch_l2(&norm_weight[i]);
+    if (norm_weight != nullptr) prefetch_l2(&norm_weight[i]);
   }
   grid_dependency_wait();
   float4* normalized = reinterpret_cast<float4*>(chunks + kRingChunks);

@@ -30,7 +30,7 @@ struct Prefill {
   void* out;
   int tokens;
   int heads;
-  float scale;  // of scores in units of log2
+  Scores scores;  // in_log2
 };
 
 // A block takes kTokens tokens of a head, a warp 16 of them.
@@ -39,10 +39,11 @@ struct Task {
   int tokens;   // of the warp, below 1 where they have come to an end
   int start;    // position of token 0
   int visible;  // the last position that the warp sees, -1 where it has no tokens
-  int end;      // of the positions that the block sees
+  int begin;    // of the positions that the block sees
+  int end;      //
 
-  // The last position of a tile that a row of the warp sees.
-  __device__ int limit(int row, int tile_first) const {
+  // Where in a tile, or behind or before it, the token of a row of the warp stands.
+  __device__ int own(int row, int tile_first) const {
     return min(start + token + row, end - 1) - tile_first;
   }
 };
@@ -56,7 +57,8 @@ __device__ Task task_of(const Prefill& prefill) {
   const int end = min(start + min(block_token + kTokens, prefill.tokens),
                       static_cast<int>(prefill.cache.max_seq_len));
   const int visible = tokens < 1 ? -1 : min(start + token + tokens, end) - 1;
-  return {token, tokens, start, visible, end};
+  const int begin = max(0, start + block_token - prefill.scores.window + 1);
+  return {token, tokens, start, visible, begin, end};
 }
 
 template <typename T>
@@ -75,11 +77,13 @@ __device__ void store(const Attention& attention, const Prefill& prefill, const 
   });
 }
 
-template <typename T, typename Kv, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim, bool kBent>
 struct Shapes {
   static constexpr int kPositions = kHeadDim > 128 ? 32 : 64;
+  // On a multiprocessor at a time, as far as registers go.
+  static constexpr int kBlocks = kHeadDim <= 80 && sizeof(Kv) == sizeof(T) ? 3 : 2;
   using Tiles = Tile<Kv, kHeadDim, kPositions>;
-  using Attention = WarpAttention<T, Kv, kHeadDim, kPositions>;
+  using Attention = WarpAttention<T, Kv, kHeadDim, kPositions, kBent>;
   struct Stage {
     Tiles keys;
     Tiles values;
@@ -90,9 +94,10 @@ struct Shapes {
   };
 };
 
-template <typename T, typename Kv, int kHeadDim>
-__global__ void __launch_bounds__(kThreads, 2) prefill_attention_kernel(Prefill prefill) {
-  using Shape = Shapes<T, Kv, kHeadDim>;
+template <typename T, typename Kv, int kHeadDim, bool kBent>
+__global__ void __launch_bounds__(kThreads, Shapes<T, Kv, kHeadDim, kBent>::kBlocks)
+    prefill_attention_kernel(Prefill prefill) {
+  using Shape = Shapes<T, Kv, kHeadDim, kBent>;
   constexpr int kPositions = Shape::kPositions;
   TINYCHAT_DYNAMIC_SHARED(typename Shape::Shared, shared);
   auto& stages = shared->stages;
@@ -113,43 +118,47 @@ __global__ void __launch_bounds__(kThreads, 2) prefill_attention_kernel(Prefill 
     clear(stages, kStages, threadIdx.x, kThreads);
     __syncthreads();
   }
-  load(0);
+  const int first_step = task.begin / kPositions;
+  load(first_step);
   typename Shape::Attention attention(
       row_of(static_cast<const T*>(prefill.q), prefill, task.token),
       int64_t{prefill.heads} * k.head_dim, task.tokens, k.head_dim,
       shared->kept[threadIdx.x / kWarp]);
   const int row = threadIdx.x % kWarp / 4;
-  for (int step = 0; step * kPositions < task.end; ++step) {
+  const int head[2] = {static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.y)};
+  for (int step = first_step; step * kPositions < task.end; ++step) {
     const int first = step * kPositions;
     cp_async_wait<0>();
     __syncthreads();
     load(step + 1);
     if (first > task.visible) continue;
+    if (task.own(0, first) - (kPositions - 1) >= prefill.scores.window) continue;
     const auto& stage = stages[step % kStages];
-    const int limit[2] = {task.limit(row, first), task.limit(row + 8, first)};
-    attention.add_keys(stage.keys, k.skew, prefill.scale, limit);
+    const int own[2] = {task.own(row, first), task.own(row + 8, first)};
+    attention.add_keys(stage.keys, k.skew, prefill.scores, own, head);
     attention.add_values(stage.values, v.skew);
   }
   attention.finish();
   store<T>(attention, prefill, task);
 }
 
-template <typename T, typename Kv, int kHeadDim>
+template <typename T, typename Kv, int kHeadDim, bool kBent>
 void run(const Prefill& prefill, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(prefill.tokens, kTokens)), prefill.heads);
-  launch("prefill_attention", prefill_attention_kernel<T, Kv, kHeadDim>, grid, kThreads,
-         sizeof(typename Shapes<T, Kv, kHeadDim>::Shared), stream, prefill);
+  launch("prefill_attention", prefill_attention_kernel<T, Kv, kHeadDim, kBent>, grid, kThreads,
+         sizeof(typename Shapes<T, Kv, kHeadDim, kBent>::Shared), stream, prefill);
 }
 
 }  // namespace
 
 void prefill_attention(const void* q, const KvCache& cache, void* out, int64_t tokens,
-                       int64_t heads, float scale, DType dtype, void* stream) {
+                       int64_t heads, const Scores& scores, DType dtype, void* stream) {
   const Prefill prefill = {q, cache, out, static_cast<int>(tokens), static_cast<int>(heads),
-                           scale * kLog2E};
-  with_attention_types("prefill_attention", cache, dtype, [&](auto t, auto kv, auto head_dim) {
-    run<decltype(t), decltype(kv), decltype(head_dim)::value>(prefill, stream);
-  });
+                           in_log2(scores)};
+  const auto start = [&](auto t, auto kv, auto head_dim, auto bent) {
+    run<decltype(t), decltype(kv), head_dim(), bent()>(prefill, stream);
+  };
+  with_attention_types("prefill_attention", cache, scores, dtype, start);
 }
 
 }  // namespace tinychat

@@ -35,6 +35,7 @@ struct RopeAppend {
   bool permuted;
   void* q;
   KvCache cache;
+  HeadNorm norm;
   Rotary rotary;
   int tokens;
   int heads;
@@ -64,6 +65,23 @@ __device__ void load(const T* row, float (&values)[kSize]) {
   T rounded[kSize];
   memcpy(rounded, &bits, sizeof(bits));
   for (int i = 0; i < kSize; ++i) values[i] = static_cast<float>(rounded[i]);
+}
+
+// As reference.rms_norm, over the lanes of a warp.
+template <typename T>
+__device__ void normalize(Values& x, const T* weight, float eps, const Lane& lane) {
+  Values weights;
+  float squares = 0.0f;
+  if (lane.needed) {
+    load(weight + lane.first, weights.low);
+    load(weight + lane.half + lane.first, weights.high);
+  }
+  for (int i = 0; i < kSize; ++i) squares += x.low[i] * x.low[i] + x.high[i] * x.high[i];
+  const float scale = rsqrtf(warp_sum(squares) / (2 * lane.half) + eps);
+  for (int i = 0; i < kSize; ++i) {
+    x.low[i] = static_cast<float>(T(static_cast<float>(T(x.low[i] * scale)) * weights.low[i]));
+    x.high[i] = static_cast<float>(T(static_cast<float>(T(x.high[i] * scale)) * weights.high[i]));
+  }
 }
 
 // Neither product is fused with the difference or the sum: the reference rounds each.
@@ -163,8 +181,14 @@ __global__ void __launch_bounds__(kThreads) rope_append_kernel(RopeAppend rope) 
     const T* row = static_cast<const T*>(rope.qkv) + item * head_dim + first;
     load(row, x.low);
     load(row + (tiled ? 8 : lane.half), x.high);
+  }
+  if (rotated && rope.norm.q != nullptr) {
+    const void* weight = head < rope.heads ? rope.norm.q : rope.norm.k;
+    normalize(x, static_cast<const T*>(weight), rope.norm.eps, lane);
+  }
+  if (rotated && rope.rotary.cos != nullptr && lane.needed) {
     const int64_t angle = int64_t{position} * lane.half + lane.first;
-    if (rotated) rotate<T>(x, rope.rotary.cos + angle, rope.rotary.sin + angle);
+    rotate<T>(x, rope.rotary.cos + angle, rope.rotary.sin + angle);
   }
   if (head < rope.heads) {
     store(static_cast<T*>(rope.q) + (int64_t{token} * rope.heads + head) * head_dim, lane, x);
@@ -188,8 +212,9 @@ void run(const RopeAppend& rope, void* stream) {
 }  // namespace
 
 void rope_append(const void* qkv, bool permuted, void* q, const KvCache& cache,
-                 const Rotary& rotary, int64_t tokens, int64_t heads, DType dtype, void* stream) {
-  const RopeAppend rope = {qkv, permuted, q, cache, rotary, static_cast<int>(tokens),
+                 const HeadNorm& norm, const Rotary& rotary, int64_t tokens, int64_t heads,
+                 DType dtype, void* stream) {
+  const RopeAppend rope = {qkv, permuted, q, cache, norm, rotary, static_cast<int>(tokens),
                            static_cast<int>(heads)};
   with_cache_types("rope_append", cache, dtype, [&](auto t, auto kv) {
     run<decltype(t), decltype(kv)>(rope, stream);

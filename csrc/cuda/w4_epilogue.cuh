@@ -17,6 +17,7 @@
 
 #pragma once
 
+#include "cuda/activation.cuh"
 #include "cuda/launchers.h"
 #include "cuda/runtime.cuh"
 #include "cuda/w4_record.cuh"
@@ -38,6 +39,8 @@ struct LinearEpilogue {
   const T* residual;
   T* y;
   int64_t n;
+  Activation activation = Activation::kNone;
+  const T* scales = nullptr;
 
   __device__ void operator()(int64_t token, int64_t tile, int g, float low, float high) const {
     store(token, tile * kRecordRows + g, low);
@@ -47,6 +50,8 @@ struct LinearEpilogue {
   __device__ void store(int64_t token, int64_t row, float value) const {
     if (row >= n) return;
     const int64_t at = token * n + row;
+    value = activated(activation, value);
+    if (scales != nullptr) value /= static_cast<float>(scales[row]);
     if (residual != nullptr) value += static_cast<float>(residual[at]);
     y[at] = T(value);
   }
@@ -54,12 +59,13 @@ struct LinearEpilogue {
 
 template <typename T>
 struct GateUpEpilogue {
+  Activation activation;
   T* y;
   int64_t n;  // of gate and up together
 
   __device__ void operator()(int64_t token, int64_t tile, int g, float gate, float up) const {
     const int64_t column = tile * 8 + g;
-    if (column < n / 2) y[token * (n / 2) + column] = T(gate / (1.0f + __expf(-gate)) * up);
+    if (column < n / 2) y[token * (n / 2) + column] = T(activated(activation, gate) * up);
   }
 };
 
@@ -104,8 +110,14 @@ LinearEpilogue<T> epilogue_of(const W4Input& input, const LinearOutput& output) 
 }
 
 template <typename T>
+LinearEpilogue<T> epilogue_of(const W4Input& input, const UpOutput& output) {
+  return {nullptr, static_cast<T*>(output.y), input.n, output.activation,
+          static_cast<const T*>(output.scales)};
+}
+
+template <typename T>
 GateUpEpilogue<T> epilogue_of(const W4Input& input, const GateUpOutput& output) {
-  return {static_cast<T*>(output.y), input.n};
+  return {output.activation, static_cast<T*>(output.y), input.n};
 }
 
 template <typename T>

@@ -341,6 +341,8 @@ void w4_gemm(const W4Input& input, const LinearOutput& output) {
   gemm(input, output.residual, LinearOutput{nullptr, output.y});
 }
 
+void w4_gemm(const W4Input& input, const UpOutput& output) { gemm(input, nullptr, output); }
+
 void w4_gemm(const W4Input& input, const GateUpOutput& output) { gemm(input, nullptr, output); }
 
 void w4_gemm(const W4Input& input, const QkvOutput& output) { gemm(input, nullptr, output); }

@@ -365,10 +365,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 struct LogitsEpilogue {
   float* logits;
   Candidate* best;
+  float softcap;
   int64_t n;
 
   __device__ void operator()(int64_t copy, int64_t tile, int g, float low, float high) const {
     const int64_t row = tile * kRecordRows + g;
+    if (softcap != 0.0f) {
+      low = softcapped(low, softcap);
+      high = softcapped(high, softcap);
+    }
     const Candidate of_tile =
         best_of_lanes(better(candidate(row, low), candidate(row + 8, high)), 8);
     if (copy > 0) return;
@@ -384,7 +389,7 @@ struct LogitsEpilogue {
 
 template <typename T>
 LogitsEpilogue epilogue_of(const W4Input& input, const LogitsOutput& output) {
-  return {output.logits, output.best, input.n};
+  return {output.logits, output.best, output.softcap, input.n};
 }
 
 template <typename T, typename Output>
@@ -422,6 +427,8 @@ void check_and_run(const W4Input& input, const Output& output) {
 }  // namespace
 
 void w4_gemv(const W4Input& input, const LinearOutput& output) { check_and_run(input, output); }
+
+void w4_gemv(const W4Input& input, const UpOutput& output) { check_and_run(input, output); }
 
 void w4_gemv(const W4Input& input, const GateUpOutput& output) { check_and_run(input, output); }
 

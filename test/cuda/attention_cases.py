@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tinychat_ros.kernels import reference
+from tinychat_ros.kernels.operands import Scores
 
 SLOTS = 2
 SLOT = 1
@@ -114,17 +115,27 @@ def filled_cache(kernels: Backend, kv_heads: int, max_seq_len: int, head_dim: in
     return cache
 
 
+def scores_of(kernels: Backend, heads: int, head_dim: int, window: int = 0, softcap: float = 0.0,
+              slopes: bool = False) -> Scores:
+    """Return what ops.attention is given; slopes are random."""
+    return Scores(head_dim ** -0.5, window, softcap,
+                  kernels.put(torch.rand(heads)) if slopes else None)
+
+
 def check_decode(kernels: Backend, cache: Cache, heads: int, length: int, dtype: torch.dtype,
-                 sharpness: float = 3.0, workspace: Optional[Tensor] = None) -> Tensor:
+                 sharpness: float = 3.0, workspace: Optional[Tensor] = None,
+                 **rules: Any) -> Tensor:
     """Compare the attention of a token at the last of ``length`` positions; return it."""
-    q = kernels.put((torch.randn(heads, cache.k.shape[-1]) * sharpness).to(dtype))
-    out = decode(kernels, cache, q, length, workspace)
+    head_dim = cache.k.shape[-1]
+    q = kernels.put((torch.randn(heads, head_dim) * sharpness).to(dtype))
+    scores = scores_of(kernels, heads, head_dim, **rules)
+    out = decode(kernels, cache, q, length, scores, workspace)
     rows = cache.rows(min(length, cache.k.shape[2]))
-    assert_close(out, reference.attention(q[None].float(), *rows)[0])
+    assert_close(out, reference.attention(q[None].float(), *rows, scores)[0])
     return out
 
 
-def decode(kernels: Backend, cache: Cache, q: Tensor, length: int,
+def decode(kernels: Backend, cache: Cache, q: Tensor, length: int, scores: Scores,
            workspace: Optional[Tensor] = None) -> Tensor:
     """Return the attention of q [heads, head_dim] at the last of ``length`` positions."""
     out = kernels.empty(*q.shape, dtype=q.dtype)
@@ -132,8 +143,8 @@ def decode(kernels: Backend, cache: Cache, q: Tensor, length: int,
         workspace = decode_workspace(kernels, q.shape[0], cache)
     state = kernels.state(SLOT, length - 1)
     kernels.module.decode_attention(
-        cache.launcher_argument(kernels, state), q=address(q), out=address(out),
-        workspace=address(workspace), heads=q.shape[0], scale=q.shape[1] ** -0.5,
+        cache.launcher_argument(kernels, state), _launcher_scores(kernels, scores), q=address(q),
+        out=address(out), workspace=address(workspace), heads=q.shape[0],
         dtype=dtype_index(q.dtype), stream=kernels.stream)
     return out
 
@@ -147,17 +158,31 @@ def decode_workspace(kernels: Backend, heads: int, cache: Cache) -> Tensor:
 
 
 def check_prefill(kernels: Backend, cache: Cache, heads: int, start: int, tokens: int,
-                  dtype: torch.dtype, sharpness: float = 3.0) -> Tensor:
+                  dtype: torch.dtype, sharpness: float = 3.0, **rules: Any) -> Tensor:
     """Compare the attention of tokens that stand from position ``start`` on; return it."""
     head_dim = cache.k.shape[-1]
     q = kernels.put((torch.randn(tokens, heads, head_dim) * sharpness).to(dtype))
-    out = kernels.empty(tokens, heads, head_dim, dtype=dtype)
+    scores = scores_of(kernels, heads, head_dim, **rules)
+    out = prefill(kernels, cache, q, start, scores)
+    assert_close(out, reference.attention(q.float(), *cache.rows(start + tokens), scores))
+    return out
+
+
+def prefill(kernels: Backend, cache: Cache, q: Tensor, start: int, scores: Scores) -> Tensor:
+    """Return the attention of q [tokens, heads, head_dim] from position ``start`` on."""
+    tokens, heads, _ = q.shape
+    out = kernels.empty(*q.shape, dtype=q.dtype)
     state = kernels.state(SLOT, start)
     kernels.module.prefill_attention(
-        cache.launcher_argument(kernels, state), q=address(q), out=address(out), tokens=tokens,
-        heads=heads, scale=head_dim ** -0.5, dtype=dtype_index(dtype), stream=kernels.stream)
-    assert_close(out, reference.attention(q.float(), *cache.rows(start + tokens)))
+        cache.launcher_argument(kernels, state), _launcher_scores(kernels, scores), q=address(q),
+        out=address(out), tokens=tokens, heads=heads, dtype=dtype_index(q.dtype),
+        stream=kernels.stream)
     return out
+
+
+def _launcher_scores(kernels: Backend, scores: Scores) -> Any:
+    return kernels.module.Scores(scale=scores.scale, window=scores.window, softcap=scores.softcap,
+                                 slopes=address(scores.slopes))
 
 
 def assert_close(out: Tensor, expected: Tensor) -> None:

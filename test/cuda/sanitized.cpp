@@ -48,24 +48,28 @@ struct AttentionArrays {
   }
 };
 
-// The positions end behind the cache.
-void run_attention(int64_t head_dim, bool int8, DType dtype) {
+// The positions end behind the cache. All that can be left out is there, or nothing.
+void run_attention(int64_t head_dim, bool int8, bool rules, DType dtype) {
   constexpr int kHeads = 3, kKvHeads = 1, kLength = 131, kTokens = 18;
   AttentionArrays arrays;
   const KvCache cache = arrays.cache(kKvHeads, kLength, head_dim, int8);
   const int64_t row = kHeads * head_dim * 2;
   const int64_t qkv_row = (kHeads + 2 * kKvHeads) * head_dim * 2;
   std::vector<char> q(kTokens * row), out(q), qkv(kTokens * qkv_row);
-  std::vector<float> cos(kLength * head_dim / 2), sin(cos);
+  std::vector<float> cos(kLength * head_dim / 2), sin(cos), slopes(kHeads);
+  const std::vector<char> weight(head_dim * 2);
+  const HeadNorm norm = {rules ? weight.data() : nullptr, weight.data(), 1e-5f};
+  const Rotary rotary = {rules ? nullptr : cos.data(), sin.data()};
+  const Scores scores = {1.0f, rules ? 33 : 0, rules ? 50.0f : 0.0f,
+                         rules ? slopes.data() : nullptr};
   std::vector<char> workspace(decode_attention_workspace(kHeads, kKvHeads, head_dim, kLength));
   arrays.state = {0, kLength - kTokens + 1, 0, 0};
-  rope_append(qkv.data(), false, q.data(), cache, {cos.data(), sin.data()}, kTokens, kHeads, dtype,
-              nullptr);
-  prefill_attention(q.data(), cache, out.data(), kTokens, kHeads, 1.0f, dtype, nullptr);
+  rope_append(qkv.data(), false, q.data(), cache, norm, rotary, kTokens, kHeads, dtype, nullptr);
+  prefill_attention(q.data(), cache, out.data(), kTokens, kHeads, scores, dtype, nullptr);
   q.resize(row), out.resize(row);
   q.shrink_to_fit(), out.shrink_to_fit();
   arrays.state.position = kLength;
-  decode_attention(q.data(), cache, out.data(), workspace.data(), kHeads, 1.0f, dtype, nullptr);
+  decode_attention(q.data(), cache, out.data(), workspace.data(), kHeads, scores, dtype, nullptr);
 }
 
 void run_layer_norm(int64_t tokens, int64_t hidden, DType dtype) {
@@ -78,7 +82,8 @@ void run_layer_norm(int64_t tokens, int64_t hidden, DType dtype) {
 void run_embedding(int64_t hidden) {
   const std::vector<int32_t> token_ids = {-1, 4, 5};
   std::vector<char> table(5 * hidden * 2), x(3 * hidden * 2);
-  embedding(token_ids.data(), table.data(), x.data(), 3, 5, hidden, DType::kFloat16, nullptr);
+  embedding(token_ids.data(), table.data(), x.data(), 3, 5, hidden, 2.0f, DType::kFloat16,
+            nullptr);
 }
 
 void run_lm_head(int64_t n, int64_t k, bool int8) {
@@ -86,7 +91,7 @@ void run_lm_head(int64_t n, int64_t k, bool int8) {
   std::vector<float> scales(n), logits(n);
   std::vector<Candidate> best(ceil_div(n, kCandidateTile));
   lm_head(x.data(), norm_weight.data(), 1e-5f, weight.data(), int8 ? scales.data() : nullptr,
-          {logits.data(), best.data()}, n, k, DType::kFloat16, nullptr);
+          {logits.data(), best.data(), 30.0f}, n, k, DType::kFloat16, nullptr);
 }
 
 void run_sample(int64_t vocab) {
@@ -138,12 +143,13 @@ void run_w4_gemv(int64_t m, int64_t n, int64_t k, int group, DType dtype) {
                          records.data(), static_cast<int64_t>(records.size()), dtype, nullptr};
   std::vector<char> y(m * n * 2), gate_up(m * n / 2 * 2), q(m * n / 2 * 2);
   w4_gemv(input, LinearOutput{y.data(), y.data()});
-  w4_gemv(input, GateUpOutput{gate_up.data()});
+  w4_gemv(input, UpOutput{Activation::kGelu, bias.data(), y.data()});
+  w4_gemv(input, GateUpOutput{Activation::kGeluTanh, gate_up.data()});
   std::vector<float> logits(n), angles(2 * m * 8);
   std::vector<Candidate> best(ceil_div(n, 16));
   W4Input one = input;
   one.m = 1;
-  w4_gemv(one, LogitsOutput{logits.data(), best.data()});
+  w4_gemv(one, LogitsOutput{logits.data(), best.data(), 30.0f});
   if (n % 64 != 0) return;
   const StepState state = {1, static_cast<int32_t>(m), 0, 0};
   std::vector<char> keys(2 * (n / 64) * 2 * m * 16 * 2), values(keys);
@@ -180,7 +186,8 @@ void run_w4_gemm(int64_t m, int64_t n, int64_t k, int group_size, DType dtype) {
   const W4Input input = {x.data(), records.data(), bias.data(), nullptr, 0.0f, m, n, k, group_size,
                          nullptr, 0, dtype, nullptr};
   w4_gemm(input, LinearOutput{y.data(), y.data()});
-  w4_gemm(input, GateUpOutput{half_y.data()});
+  w4_gemm(input, UpOutput{Activation::kGelu, bias.data(), y.data()});
+  w4_gemm(input, GateUpOutput{Activation::kSilu, half_y.data()});
   const int64_t heads = n / 48;
   std::vector<char> q(m * heads * 32), keys(m * heads * 32), values(m * heads * 32);
   std::vector<float> angles(m * 8);
@@ -209,8 +216,10 @@ int main(int argc, char**) {
   }
   // Both 16-bit floats have the same addresses.
   for (int head_dim : {8, 64, 80, 128, 256}) {
-    tinychat::run_attention(head_dim, false, DType::kFloat16);
-    tinychat::run_attention(head_dim, true, DType::kBFloat16);
+    for (bool rules : {false, true}) {
+      tinychat::run_attention(head_dim, false, rules, DType::kFloat16);
+      tinychat::run_attention(head_dim, true, rules, DType::kBFloat16);
+    }
   }
   tinychat::run_ends();
   tinychat::run_primitives();

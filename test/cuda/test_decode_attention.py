@@ -14,12 +14,15 @@
 """The attention of one token for CUDA gives what the reference gives."""
 
 from attention_cases import (
-    BF16, check_decode, decode, decode_workspace, filled_cache, FP16, HEAD_DIMS, TYPES)
+    BF16, check_decode, decode, decode_workspace, filled_cache, FP16, HEAD_DIMS, scores_of, SLOT,
+    TYPES)
 import pytest
 import torch
 
 LENGTHS = (1, 15, 16, 17, 127, 128, 129, 300)
-HEADS = ((1, 1), (3, 3), (4, 2), (7, 1), (9, 1), (17, 1), (32, 8))
+HEADS = ((1, 1), (3, 3), (4, 2), (7, 1), (9, 1), (17, 1), (32, 8), (71, 1))
+# Less and more than a tile, than a split, and than there is.
+WINDOWS = (1, 2, 15, 16, 17, 63, 64, 65, 145, 299, 300, 301)
 
 
 @TYPES
@@ -65,11 +68,47 @@ def test_equal_scores_give_the_mean(kernels):
     torch.testing.assert_close(out.float(), mean.expand(2, -1), rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize('int8', [False, True], ids=['fp16', 'int8'])
+@pytest.mark.parametrize('window', WINDOWS)
+def test_a_window_agrees_with_the_reference(kernels, window, int8):
+    cache = filled_cache(kernels, 2, 333, 16, FP16, int8, 300)
+    for length in (300, 289, 1):
+        check_decode(kernels, cache, 4, length, FP16, window=window)
+
+
+@TYPES
+@pytest.mark.parametrize('head_dim', HEAD_DIMS)
+def test_all_rules_at_once_agree_with_the_reference(one_order, head_dim, dtype, int8):
+    cache = filled_cache(one_order, 1, 149, head_dim, dtype, int8, 140)
+    check_decode(one_order, cache, 2, 140, dtype, window=77, softcap=2.0, slopes=True)
+
+
+@pytest.mark.parametrize('int8', [False, True], ids=['fp16', 'int8'])
+def test_tiles_in_front_of_the_window_are_not_read(kernels, int8):
+    cache = filled_cache(kernels, 1, 301, 24, FP16, int8, 300)
+    for tensor in (cache.k, cache.v) if cache.k_scale is None else (cache.k_scale, cache.v_scale):
+        tensor[SLOT, :, :192] = float('nan')
+    q = kernels.put(torch.randn(2, 24).half())
+    assert decode(kernels, cache, q, 300, scores_of(kernels, 2, 24, window=101)).isfinite().all()
+
+
+@pytest.mark.parametrize('sharpness', [0.1, 30.0, 3000.0])
+def test_a_softcap_bounds_scores_of_any_size(kernels, sharpness):
+    cache = filled_cache(kernels, 1, 200, 16, BF16, False, 190)
+    check_decode(kernels, cache, 2, 190, BF16, sharpness, softcap=50.0)
+
+
+@pytest.mark.parametrize('heads, kv_heads', [(1, 1), (4, 4), (9, 3), (17, 1), (71, 1)])
+def test_every_head_has_its_slope(kernels, heads, kv_heads):
+    cache = filled_cache(kernels, kv_heads, 141, 8, FP16, False, 130)
+    check_decode(kernels, cache, heads, 130, FP16, slopes=True)
+
+
 def test_a_nan_in_the_keys_is_not_hidden(kernels):
     cache = filled_cache(kernels, 1, 200, 16, FP16, False, 190)
     cache.k[1, 0, 100, 3] = float('nan')
     q = kernels.put(torch.randn(1, 16).half())
-    out = decode(kernels, cache, q, 190)
+    out = decode(kernels, cache, q, 190, scores_of(kernels, 1, 16))
     assert out.isnan().all() and out.view(torch.int16).ne(-1).all()
 
 

@@ -20,23 +20,29 @@ import pytest
 import torch
 
 
-def check(kernels: Backend, hidden: int, dtype: torch.dtype, ids: list[int], vocab: int) -> None:
+def check(kernels: Backend, hidden: int, dtype: torch.dtype, ids: list[int], vocab: int,
+          scale: float = 1.0) -> None:
     """Compare the rows with those of the table, or with zeros."""
     table = kernels.put(torch.randn(vocab, hidden).to(dtype))
     x = kernels.empty(len(ids), hidden, dtype=dtype)
     token_ids = kernels.put(torch.tensor(ids, dtype=torch.int32))
     kernels.module.embedding(
         token_ids=address(token_ids), table=address(table), x=address(x), tokens=len(ids),
-        vocab=vocab, hidden=hidden, dtype=dtype_index(dtype), stream=kernels.stream)
+        vocab=vocab, hidden=hidden, scale=scale, dtype=dtype_index(dtype), stream=kernels.stream)
     for row, token in zip(x, ids):
         known = 0 <= token < vocab
-        assert torch.equal(row, table[token] if known else torch.zeros_like(row))
+        assert torch.equal(row, table[token] * scale if known else torch.zeros_like(row))
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('hidden', [8, 64, 80, 4096, 8200])
 def test_it_copies_the_rows_of_the_ids(kernels, hidden, dtype):
     check(kernels, hidden, dtype, [4, 0, 4, 1], vocab=5)
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_a_scale_is_applied_and_rounded_once(kernels, dtype):
+    check(kernels, 80, dtype, [4, 0, 9], vocab=5, scale=2304 ** 0.5)
 
 
 def test_an_id_that_is_not_in_the_table_gives_zeros(kernels):

@@ -25,13 +25,7 @@ _SAME_KERNELS = {'llama linear', 'llama dynamic', 'llama yarn mscale', 'llama ya
                  'qwen2 yarn', 'phi3 short'}
 
 
-def _marked(name):
-    unfinished = pytest.mark.xfail(strict=False, reason='gate and up that lie in turns are read '
-                                   'as if one stood behind the other, where it is not SiLU')
-    return pytest.param(name, marks=[unfinished] if name.startswith('gemma') else [])
-
-
-@pytest.mark.parametrize('name', [*map(_marked, sorted(FAMILIES.keys() - _SAME_KERNELS))])
+@pytest.mark.parametrize('name', sorted(FAMILIES.keys() - _SAME_KERNELS))
 def test_chunks_and_a_token_have_the_logits_of_the_dequantized_weights(name, tmp_path, request):
     folders = quantize_family(write_family(tmp_path, name), tmp_path)
     theirs = transformers_model(folders['plain'])

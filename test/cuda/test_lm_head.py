@@ -31,8 +31,8 @@ SHAPES = [(1, 16), (15, 64), (16, 128), (17, 288), (105, 64), (105, 288), (512, 
           (105, 1040)]
 
 
-def lm_head(kernels: Backend, x: Tensor, norm_weight: Tensor, weight: Tensor | Int8Weight,
-            ) -> tuple[Tensor, Tensor]:
+def lm_head(kernels: Backend, x: Tensor, norm_weight: Tensor | None, weight: Tensor | Int8Weight,
+            softcap: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the logits fp32 [n] and the candidates int32 [ceil(n / 16), 2] of x [k]."""
     n, k = weight.shape
     logits = kernels.empty(n, dtype=torch.float32)
@@ -41,24 +41,27 @@ def lm_head(kernels: Backend, x: Tensor, norm_weight: Tensor, weight: Tensor | I
         weight, None)
     kernels.module.lm_head(
         x=address(x), norm_weight=address(norm_weight), norm_eps=EPS, weight=address(values),
-        scales=address(scales), logits=address(logits), best=address(best), n=n, k=k,
-        dtype=dtype_index(x.dtype), stream=kernels.stream)
+        scales=address(scales), logits=address(logits), best=address(best), softcap=softcap, n=n,
+        k=k, dtype=dtype_index(x.dtype), stream=kernels.stream)
     return logits, best
 
 
-def check(kernels: Backend, n: int, k: int, dtype: torch.dtype, int8: bool) -> None:
+def check(kernels: Backend, n: int, k: int, dtype: torch.dtype, int8: bool, norm: bool = True,
+          softcap: float = 0.0) -> None:
     """Compare logits of about 1; of x a few roundings may go the other way."""
     x = kernels.put(torch.randn(k).to(dtype))
-    norm_weight = kernels.put(torch.randn(k).to(dtype))
+    norm_weight = kernels.put(torch.randn(k).to(dtype)) if norm else None
     if int8:
         weight = Int8Weight(
             kernels.put(torch.randint(-128, 128, (n, k), dtype=torch.int8)),
             kernels.put((torch.rand(n) + 0.5) / 64 * k ** -0.5))
     else:
         weight = kernels.put((torch.randn(n, k) * k ** -0.5).to(dtype))
-    logits, best = lm_head(kernels, x, norm_weight, weight)
+    logits, best = lm_head(kernels, x, norm_weight, weight, softcap)
     exact = weight.dequantize(torch.float64) if int8 else weight.double()
-    expected = exact @ reference.rms_norm(x[None], norm_weight, EPS)[0].double()
+    expected = exact @ (reference.rms_norm(x[None], norm_weight, EPS)[0] if norm else x).double()
+    if softcap:
+        expected = reference.softcap(expected, softcap)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5,
                                atol=8 * torch.finfo(dtype).eps * k ** -0.5 + 2e-6)
     assert torch.equal(best.cpu(), candidates(logits))
@@ -69,6 +72,13 @@ def check(kernels: Backend, n: int, k: int, dtype: torch.dtype, int8: bool) -> N
 @pytest.mark.parametrize('n, k', SHAPES)
 def test_it_agrees_with_the_reference(kernels, n, k, dtype, int8):
     check(kernels, n, k, dtype, int8)
+
+
+@pytest.mark.parametrize('int8', [False, True], ids=['plain', 'int8'])
+@pytest.mark.parametrize('dtype', HALVES, ids=str)
+def test_it_needs_no_norm_and_may_cap_what_it_found(kernels, dtype, int8):
+    check(kernels, 105, 288, dtype, int8, norm=False)
+    check(kernels, 105, 288, dtype, int8, softcap=0.7)
 
 
 def logits_of_rows(kernels: Backend, rows: Tensor) -> tuple[Tensor, Tensor]:

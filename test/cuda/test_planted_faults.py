@@ -92,6 +92,20 @@ def check_decode_attention(kernels) -> None:
     check_decode(kernels, cache, 2, 700, FP16)
 
 
+def check_decode_rules(kernels) -> None:
+    """Begin windows at and in tiles, of more than a split and of less than a token's tile."""
+    cache = filled_cache(kernels, 1, 701, 16, FP16, True, 700)
+    for window, length, slopes in ((300, 700, True), (300, 690, False), (3, 700, False)):
+        check_decode(kernels, cache, 2, length, FP16, window=window, slopes=slopes)
+
+
+def check_prefill_rules(kernels) -> None:
+    """Have tiles of which some rows of a warp see nothing."""
+    cache = filled_cache(kernels, 1, 201, 16, FP16, True, 200)
+    for window in (9, 75):
+        check_prefill(kernels, cache, 3, 130, 70, FP16, window=window, slopes=True)
+
+
 def check_prefill_attention(kernels) -> None:
     cache = filled_cache(kernels, 1, 201, 16, FP16, True, 200)
     check_prefill(kernels, cache, 1, 130, 70, FP16)
@@ -125,6 +139,19 @@ FAULTS = (
         'barrier': ('    __syncwarp();\n  };', '  };'),
         'last split': ('splits - 1;', 'splits - 2;'),
         'merge': ('exp2f(max - top)', '1.0f')}),
+    ('csrc/cuda/decode_attention.cu', check_decode_rules, {
+        'window': ('behind >= window', 'behind > window', 'csrc/cuda/attention.cuh'),
+        'tile of the window': ('own[1] >= rules.window', 'false', 'csrc/cuda/attention.cuh'),
+        'window alignment': ('window) / kPositions * kPositions', 'window)'),
+        'first split': ('first + blockIdx.x * chunk', 'blockIdx.x * chunk'),
+        'distance': ('task.length - 1 - begin', 'task.end - 1 - begin'),
+        'slope': ('min(task.head + row, last_head)', 'task.head')}),
+    ('csrc/cuda/prefill_attention.cu', check_prefill_rules, {
+        'row that sees nothing': ('-FLT_MAX, -FLT_MAX', '-INFINITY, -INFINITY',
+                                  'csrc/cuda/attention.cuh'),
+        'first tile': ('task.begin / kPositions', 'task.begin / kPositions + 1'),
+        'tile of a warp': (' - (kPositions - 1) >= prefill', ' >= prefill'),
+        'slope': ('head[2] = {static_cast<int>(blockIdx.y)', 'head[2] = {0')}),
     ('csrc/cuda/prefill_attention.cu', check_prefill_attention, {
         'barrier': ('    __syncthreads();\n    load(', '    load('),
         'mask': ('row + 8, first', 'row, first')}),

@@ -13,12 +13,15 @@
 # limitations under the License.
 """The attention of many tokens for CUDA gives what the reference gives."""
 
-from attention_cases import BF16, check_prefill, filled_cache, FP16, HEAD_DIMS, TYPES
+from attention_cases import (
+    BF16, check_prefill, filled_cache, FP16, HEAD_DIMS, prefill, scores_of, SLOT, TYPES)
 import pytest
 import torch
 
 TOKENS = (1, 2, 15, 16, 17, 63, 64, 65, 130)
 STARTS = (0, 5, 64)
+# Less and more than the queries of a warp, than a tile, and than there is.
+WINDOWS = (1, 2, 15, 16, 17, 63, 64, 65, 100, 199, 200, 201)
 
 
 @TYPES
@@ -41,7 +44,7 @@ def test_blocks_and_threads_may_run_in_any_order(kernels, int8):
     check_prefill(kernels, cache, 1, 5, 70, FP16)
 
 
-@pytest.mark.parametrize('heads, kv_heads', [(3, 3), (4, 2), (7, 1), (9, 3)])
+@pytest.mark.parametrize('heads, kv_heads', [(3, 3), (4, 2), (7, 1), (9, 3), (71, 1)])
 def test_any_number_of_heads_agrees_with_the_reference(kernels, heads, kv_heads):
     cache = filled_cache(kernels, kv_heads, 23, 8, BF16, True, 20)
     check_prefill(kernels, cache, heads, 3, 17, BF16)
@@ -55,6 +58,42 @@ def test_a_cache_may_be_full(kernels):
 def test_large_scores_do_not_overflow(kernels):
     cache = filled_cache(kernels, 1, 90, 16, FP16, False, 80)
     check_prefill(kernels, cache, 1, 63, 17, FP16, sharpness=3000.0)
+
+
+@pytest.mark.parametrize('int8', [False, True], ids=['fp16', 'int8'])
+@pytest.mark.parametrize('window', WINDOWS)
+def test_a_window_agrees_with_the_reference(one_order, window, int8):
+    cache = filled_cache(one_order, 1, 203, 16, FP16, int8, 200)
+    for start, tokens in ((0, 70), (130, 70), (190, 3)):
+        check_prefill(one_order, cache, 1, start, tokens, FP16, window=window)
+
+
+@TYPES
+@pytest.mark.parametrize('head_dim', HEAD_DIMS)
+def test_all_rules_at_once_agree_with_the_reference(one_order, head_dim, dtype, int8):
+    cache = filled_cache(one_order, 1, 149, head_dim, dtype, int8, 140)
+    check_prefill(one_order, cache, 2, 123, 17, dtype, window=77, softcap=2.0, slopes=True)
+
+
+@pytest.mark.parametrize('int8', [False, True], ids=['fp16', 'int8'])
+def test_tiles_in_front_of_the_window_are_not_read(kernels, int8):
+    cache = filled_cache(kernels, 1, 301, 24, FP16, int8, 300)
+    for tensor in (cache.k, cache.v) if cache.k_scale is None else (cache.k_scale, cache.v_scale):
+        tensor[SLOT, :, :192] = float('nan')
+    q = kernels.put(torch.randn(5, 2, 24).half())
+    assert prefill(kernels, cache, q, 295, scores_of(kernels, 2, 24, window=101)).isfinite().all()
+
+
+@pytest.mark.parametrize('sharpness', [0.1, 30.0, 3000.0])
+def test_a_softcap_bounds_scores_of_any_size(kernels, sharpness):
+    cache = filled_cache(kernels, 1, 90, 16, BF16, False, 80)
+    check_prefill(kernels, cache, 1, 63, 17, BF16, sharpness, softcap=50.0)
+
+
+@pytest.mark.parametrize('heads, kv_heads', [(4, 4), (9, 3), (71, 1)])
+def test_every_head_has_its_slope(one_order, heads, kv_heads):
+    cache = filled_cache(one_order, kv_heads, 90, 8, FP16, False, 80)
+    check_prefill(one_order, cache, heads, 63, 17, FP16, slopes=True)
 
 
 def test_every_run_gives_the_same_bits(one_order):

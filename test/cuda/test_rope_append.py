@@ -20,19 +20,23 @@ import pytest
 import torch
 
 from tinychat_ros.kernels import reference
+from tinychat_ros.kernels.operands import HeadNorm
 from tinychat_ros.kernels.packing import rotary_order
 
 MAX_SEQ_LEN = 21
 
 
-def rope_append(kernels, qkv, cache, heads, start, permuted=False):
+def rope_append(kernels, qkv, cache, heads, start, permuted=False, norm=None, rotates=True):
     """Return q and the tables."""
     tokens, _, head_dim = qkv.shape
     rotary = RotaryTables.random(kernels, MAX_SEQ_LEN, head_dim)
     q = kernels.empty(tokens, heads, head_dim, dtype=qkv.dtype)
-    state = kernels.state(SLOT, start)
-    kernels.module.rope_append(
-        cache.launcher_argument(kernels, state), rotary.launcher_argument(kernels),
+    state, module = kernels.state(SLOT, start), kernels.module
+    module.rope_append(
+        cache.launcher_argument(kernels, state),
+        module.HeadNorm(q=address(norm.q), k=address(norm.k), eps=norm.eps) if norm
+        else module.HeadNorm(),
+        rotary.launcher_argument(kernels) if rotates else module.Rotary(),
         qkv=address(qkv), permuted=permuted, q=address(q), tokens=tokens, heads=heads,
         dtype=dtype_index(qkv.dtype), stream=kernels.stream)
     return q, rotary
@@ -46,14 +50,16 @@ def in_tiles(qkv, kv_heads):
 
 
 def check(kernels, head_dim, dtype, int8, tokens=3, heads=4, kv_heads=2, start=5, scale=1.0,
-          permuted=False):
+          permuted=False, rotates=True):
     qkv = kernels.put((torch.randn(tokens, heads + 2 * kv_heads, head_dim) * scale).to(dtype))
     cache = empty_cache(kernels, kv_heads, MAX_SEQ_LEN, head_dim, dtype, int8)
     expected = empty_cache(kernels, kv_heads, MAX_SEQ_LEN, head_dim, dtype, int8)
     given = in_tiles(qkv, kv_heads) if permuted else qkv
-    q, rotary = rope_append(kernels, given, cache, heads, start, permuted)
+    q, rotary = rope_append(kernels, given, cache, heads, start, permuted, rotates=rotates)
     fitting = min(tokens, MAX_SEQ_LEN - start)
-    rotated = rotary.rotate(qkv[:fitting, :heads + kv_heads], start)
+    rotated = qkv[:fitting, :heads + kv_heads]
+    if rotates:
+        rotated = rotary.rotate(rotated, start)
     k, v = rotated[:, heads:], qkv[:fitting, heads + kv_heads:]
     assert torch.equal(q[:fitting], rotated[:, :heads])
     assert q[fitting:].isnan().all()
@@ -77,6 +83,30 @@ def test_it_agrees_with_the_reference(kernels, head_dim, dtype, int8):
 @pytest.mark.parametrize('int8', [False, True], ids=['fp16', 'int8'])
 def test_heads_in_the_order_of_tiles_are_put_in_their_own(kernels, head_dim, int8):
     check(kernels, head_dim, FP16, int8, permuted=True)
+
+
+@pytest.mark.parametrize('head_dim', [8, 80, 128])
+@pytest.mark.parametrize('int8', [False, True], ids=['fp16', 'int8'])
+@pytest.mark.parametrize('permuted', [False, True], ids=['', 'permuted'])
+def test_without_angles_it_rotates_nothing(kernels, permuted, head_dim, int8):
+    if head_dim % 16 == 0 or not permuted:
+        check(kernels, head_dim, FP16, int8, permuted=permuted, rotates=False)
+
+
+@pytest.mark.parametrize('head_dim', HEAD_DIMS)
+@pytest.mark.parametrize('dtype', [FP16, BF16], ids=str)
+@pytest.mark.parametrize('rotates', [False, True], ids=['', 'rotated'])
+def test_queries_and_keys_are_normalized_first(kernels, rotates, dtype, head_dim):
+    qkv = kernels.put(torch.randn(3, 8, head_dim).to(dtype))
+    cache = empty_cache(kernels, 2, MAX_SEQ_LEN, head_dim, dtype, int8=False)
+    norm = HeadNorm(*(kernels.put(torch.randn(head_dim).to(dtype)) for _ in range(2)), 1e-5)
+    q, rotary = rope_append(kernels, qkv, cache, 4, 5, norm=norm, rotates=rotates)
+    expected = reference.normalize_heads(qkv, 2, norm)
+    if rotates:
+        expected = torch.cat([rotary.rotate(expected[:, :6], 5), expected[:, 6:]], dim=1)
+    k, v = (x[SLOT, :, 5:8].transpose(0, 1) for x in (cache.k, cache.v))
+    eps = 8 * torch.finfo(dtype).eps  # Sums of squares in another order round another way.
+    torch.testing.assert_close(torch.cat([q, k, v], dim=1), expected, rtol=eps, atol=eps)
 
 
 @pytest.mark.parametrize('heads, kv_heads', [(1, 1), (7, 1), (3, 3)])

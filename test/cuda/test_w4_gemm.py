@@ -16,7 +16,9 @@
 from backend import address, w4_input
 import pytest
 import torch
-from w4_cases import check_gate_up, check_linear, check_qkv
+from w4_cases import check_gate_up, check_linear, check_qkv, check_up
+
+from tinychat_ros.kernels import reference
 
 HALF, BFLOAT = torch.float16, torch.bfloat16
 
@@ -47,6 +49,21 @@ def test_a_product(kernels, m, n, k, group_size, dtype, bias, residual):
 ], ids=str)
 def test_silu_of_gate_times_up(kernels, m, n, k, group_size, dtype, bias):
     check_gate_up(kernels, m, n, k, group_size, dtype, gemv=False, bias=bias)
+
+
+@pytest.mark.parametrize('activation', reference.ACTIVATIONS)
+def test_an_activation_of_gate_times_up(kernels, activation):
+    check_gate_up(kernels, 17, 48, 96, 32, HALF, gemv=False, bias=True, activation=activation)
+
+
+@pytest.mark.parametrize('activation', reference.ACTIVATIONS)
+@pytest.mark.parametrize('m, n, k, group_size, dtype, bias, scaled', [
+    (9, 24, 96, 32, BFLOAT, True, False),
+    (33, 24, 512, 32, HALF, False, True),
+    (130, 136, 96, 32, HALF, True, True),
+], ids=str)
+def test_an_activation_of_up_alone(kernels, m, n, k, group_size, dtype, bias, scaled, activation):
+    check_up(kernels, m, n, k, group_size, dtype, False, activation, bias, scaled)
 
 
 @pytest.mark.parametrize('m, heads, kv_heads, head_dim, dtype, bias', [

@@ -20,8 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 from w4_cases import (
-    assert_near, check_gate_up, check_linear, check_qkv, Product, random_weight)
+    assert_near, check_gate_up, check_linear, check_qkv, check_up, Product, random_weight)
 
+from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import natural_order
 
 # Tokens, N, K, group size: half a tile, more tiles than blocks, records that pad, groups that end
@@ -51,8 +52,16 @@ def test_a_norm_of_one_token_agrees_with_the_reference(kernels):
 
 @pytest.mark.parametrize('dtype', HALVES, ids=str)
 @pytest.mark.parametrize('m, intermediate', [(1, 8), (2, 24), (1, 64)])
-def test_gate_and_up_become_their_activation(kernels, m, intermediate, dtype):
-    check_gate_up(kernels, m, 2 * intermediate, 128, 64, dtype, gemv=True)
+@pytest.mark.parametrize('activation', reference.ACTIVATIONS)
+def test_gate_and_up_become_their_activation(kernels, m, intermediate, dtype, activation):
+    check_gate_up(kernels, m, 2 * intermediate, 128, 64, dtype, gemv=True, activation=activation)
+
+
+@pytest.mark.parametrize('dtype', HALVES, ids=str)
+@pytest.mark.parametrize('activation', reference.ACTIVATIONS)
+@pytest.mark.parametrize('scaled', [False, True], ids=['', 'scaled'])
+def test_up_alone_becomes_its_activation(kernels, scaled, activation, dtype):
+    check_up(kernels, 3, 40, 200, -1, dtype, True, activation, bias=True, scaled=scaled)
 
 
 @pytest.mark.parametrize('dtype', HALVES, ids=str)
@@ -67,23 +76,25 @@ def test_tokens_whose_activations_do_not_fit_together_take_several_launches(one_
     check_qkv(one_order, 8, 1, 1, 16, 7680, 1, torch.float16, gemv=True)
 
 
-def run_logits(kernels: Backend, product: Product) -> tuple[Tensor, ...]:
+def run_logits(kernels: Backend, product: Product, softcap: float = 0.0) -> tuple[Tensor, ...]:
     """Return the logits [n], and the logit and the token of each tile's best, on the CPU."""
     n = product.weight.shape[0]
     logits = kernels.empty(n, dtype=torch.float32)
     best = kernels.empty(-(-n // 16), 2, dtype=torch.int32)
     product.run(kernels, natural_order(n).rows, 'w4_logits', logits=address(logits),
-                best=address(best))
+                best=address(best), softcap=softcap)
     best = best.cpu()
     return logits.cpu(), best[:, :1].contiguous().view(torch.float32)[:, 0], best[:, 1]
 
 
 @pytest.mark.parametrize('dtype', HALVES, ids=str)
 @pytest.mark.parametrize('n', [8, 16, 72])
-def test_logits_come_with_the_best_of_each_tile(kernels, n, dtype):
+@pytest.mark.parametrize('softcap', [0.0, 0.7])
+def test_logits_come_with_the_best_of_each_tile(kernels, softcap, n, dtype):
     product = Product.random(1, n, 256, 128, dtype, gemv=True)
-    logits, best, tokens = run_logits(kernels, product)
-    assert_near(logits, product.sums[0], product.slack[0])
+    logits, best, tokens = run_logits(kernels, product, softcap)
+    expected = reference.softcap(product.sums[0], softcap) if softcap else product.sums[0]
+    assert_near(logits, expected, product.slack[0])
     tiles = logits.split(16)
     assert torch.equal(best, torch.stack([tile.max() for tile in tiles]))
     assert tokens.tolist() == [16 * i + int(tile.argmax()) for i, tile in enumerate(tiles)]
@@ -130,6 +141,13 @@ def test_what_it_cannot_take_is_refused(one_order, m, group_size, dtype, message
     x = one_order.put(torch.zeros(m, 32, dtype=dtype))
     with pytest.raises(ValueError, match=message):
         one_order.module.w4_linear(w4_input(one_order, x, x, 8, group_size), gemv=True, y=0)
+
+
+def test_an_activation_that_it_does_not_know_is_refused(one_order):
+    x = one_order.put(torch.zeros(1, 32).half())
+    with pytest.raises(ValueError, match='expected silu, gelu or gelu_tanh, got relu'):
+        one_order.module.w4_gate_up(w4_input(one_order, x, x, 8, 32), gemv=True, y=0,
+                                    activation='relu')
 
 
 def test_logits_of_more_than_one_token_are_refused(one_order):

@@ -30,6 +30,9 @@ from tinychat_ros.kernels.packing import (
 
 EPS = 1e-5
 
+# No step of an activation is so many times as long as that of what it is of.
+_STEP = 1.13
+
 
 def random_weight(n: int, k: int, group_size: int) -> QuantizedWeight:
     """
@@ -123,15 +126,29 @@ def check_linear(kernels: Backend, m: int, n: int, k: int, group_size: int, dtyp
 
 
 def check_gate_up(kernels: Backend, m: int, n: int, k: int, group_size: int, dtype: torch.dtype,
-                  gemv: bool, bias: bool = False) -> None:
-    """Compare silu(gate) * up, of which there are n / 2 each."""
+                  gemv: bool, bias: bool = False, activation: str = 'silu') -> None:
+    """Compare activation(gate) * up, of which there are n / 2 each."""
     product = Product.random(m, n, k, group_size, dtype, gemv, bias)
     y = kernels.empty(m, n // 2, dtype=dtype)
-    product.run(kernels, gate_up_order(n // 2).rows, 'w4_gate_up', gemv=gemv, y=address(y))
+    product.run(kernels, gate_up_order(n // 2).rows, 'w4_gate_up', gemv=gemv,
+                activation=activation, y=address(y))
     (gate, up), (of_gate, of_up) = (t.abs().chunk(2, -1) for t in (product.sums, product.slack))
-    # No step of silu is longer than 1.1 times that of the gate.
-    slack = 1.1 * of_gate * (up + of_up) + gate * of_up
-    assert_near(y, reference.gate_mul(product.sums, 'silu'), slack)
+    slack = _STEP * of_gate * (up + of_up) + gate * of_up
+    assert_near(y, reference.gate_mul(product.sums, activation), slack)
+
+
+def check_up(kernels: Backend, m: int, n: int, k: int, group_size: int, dtype: torch.dtype,
+             gemv: bool, activation: str, bias: bool = False, scaled: bool = False) -> None:
+    """Compare activation(up), divided by scales or not."""
+    product = Product.random(m, n, k, group_size, dtype, gemv, bias)
+    scales = kernels.put((torch.rand(n) + 0.5).to(dtype)) if scaled else None
+    y = kernels.empty(m, n, dtype=dtype)
+    product.run(kernels, natural_order(n).rows, 'w4_up', gemv=gemv,
+                activation=activation, scales=address(scales),
+                y=address(y))
+    scales = scales.cpu().float() if scaled else None
+    expected = reference.activate(product.sums, activation, scales)
+    assert_near(y, expected, _STEP * product.slack / (scales.min() if scaled else 1.0))
 
 
 def check_qkv(kernels: Backend, m: int, heads: int, kv_heads: int, head_dim: int, k: int,

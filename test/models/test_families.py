@@ -96,7 +96,6 @@ def test_greedy_tokens_are_those_of_transformers(pair):
 
 
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_absent())
-@pytest.mark.xfail(strict=False, reason='kernels for LayerNorm, windows, ALiBi … are under way')
 def test_its_step_is_recorded(pair):
     assert isinstance(_runner(pair.ours), GraphRunner)
 

@@ -89,7 +89,6 @@ def test_the_linears_of_its_blocks_are_read_by_the_cpu_kernels(subject):
 
 
 @with_kernels
-@pytest.mark.xfail(strict=False, reason='kernels for LayerNorm, windows, ALiBi … are under way')
 def test_its_step_is_recorded_where_inspect_says_so(subject):
     model = load_family(subject.path)
     runner = make_runner(model, KVCache(model.config, 1, 8, torch.float16, _CPU), _CPU)

@@ -26,7 +26,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from tinychat_ros.kernels import cuda, reference
-from tinychat_ros.kernels.operands import LayerCache, StepState
+from tinychat_ros.kernels.operands import LayerCache, Scores, StepState
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import KVCache
 from tinychat_ros.models.layers import WeightSource
@@ -115,7 +115,8 @@ class Decoder:
         q = self._rotate_and_append(self._norm(x, layer.attention_norm), index, layer)
         cache, end = self._caches[index], self._position + 1
         if FAST_ATTENTION in self._techniques:
-            return cuda.attention(q, cache, self._state).flatten(1)
+            scores = Scores(q.shape[2] ** -0.5)
+            return cuda.attention(q, cache, self._state, scores).flatten(1)
         return attention(q, cache.k[:, :end], cache.v[:, :end])
 
     def _rotate_and_append(self, x: Tensor, index: int, layer: PlainLayer) -> Tensor:

@@ -22,13 +22,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from types import ModuleType
 from typing import Any, Callable, Optional, TypeVar, Union
 
 import torch
 from torch import Tensor
 
 from tinychat_ros.kernels import extension
-from tinychat_ros.kernels.operands import Candidates, LayerCache, Norm, RotaryTable, Scores
+from tinychat_ros.kernels.operands import (
+    AnyNorm, Candidates, HeadNorm, LayerCache, LayerNorm, Norm, RotaryTable, Scores)
 from tinychat_ros.kernels.packing import (
     CudaTiles, Int8Weight, QuantizedWeight, record_bytes, RECORD_COLUMNS, record_group,
     RECORD_ROWS, TileOrder)
@@ -107,19 +109,35 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @_on_its_device
-def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
-    """Return the rows token_ids int32 [T] of weight [V, H]."""
+def layer_norm(x: Tensor, weight: Tensor, bias: Optional[Tensor], eps: float) -> Tensor:
+    """See reference.layer_norm."""
+    y = torch.empty_like(x)
+    extension.cuda(x.device).layer_norm(
+        x=x.data_ptr(), weight=weight.data_ptr(), bias=_address(bias), y=y.data_ptr(),
+        tokens=x.shape[0], hidden=x.shape[1], eps=eps, dtype=_dtype(x), stream=_stream(x.device))
+    return y
+
+
+def normalize(x: Tensor, norm: AnyNorm) -> Tensor:
+    """Apply a norm of either kind to x [T, H]."""
+    return (layer_norm if isinstance(norm, LayerNorm) else rms_norm)(x, *norm)
+
+
+@_on_its_device
+def embedding(token_ids: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
+    """Return the rows token_ids int32 [T] of weight [V, H] times a scale."""
     vocab, hidden = weight.shape
     x = torch.empty(len(token_ids), hidden, dtype=weight.dtype, device=weight.device)
     extension.cuda(x.device).embedding(
         token_ids=token_ids.data_ptr(), table=weight.data_ptr(), x=x.data_ptr(),
-        tokens=x.shape[0], vocab=vocab, hidden=hidden, dtype=_dtype(x), stream=_stream(x.device))
+        tokens=x.shape[0], vocab=vocab, hidden=hidden, scale=scale, dtype=_dtype(x),
+        stream=_stream(x.device))
     return x
 
 
 @_on_its_device
 def linear(x: Tensor, tiles: CudaTiles, bias: Optional[Tensor] = None,
-           norm: Optional[Norm] = None, residual: Optional[Tensor] = None) -> Tensor:
+           norm: Optional[AnyNorm] = None, residual: Optional[Tensor] = None) -> Tensor:
     """Return the linear of x, normalized first, plus the residual: [T, N]."""
     y = torch.empty(x.shape[0], tiles.n, dtype=x.dtype, device=x.device)
     call = _W4(x, tiles, bias, norm)
@@ -129,34 +147,47 @@ def linear(x: Tensor, tiles: CudaTiles, bias: Optional[Tensor] = None,
 
 
 @_on_its_device
-def gate_up(x: Tensor, tiles: CudaTiles, bias: Optional[Tensor],
-            norm: Optional[Norm]) -> Tensor:
-    """Return silu(gate) * up of tiles in the order GATE_UP: [T, I]."""
+def gate_up(x: Tensor, tiles: CudaTiles, bias: Optional[Tensor], norm: AnyNorm,
+            activation: str) -> Tensor:
+    """Return activation(gate) * up of tiles in the order GATE_UP: [T, I]."""
     y = torch.empty(x.shape[0], tiles.n // 2, dtype=x.dtype, device=x.device)
     call = _W4(x, tiles, bias, norm)
-    extension.cuda(x.device).w4_gate_up(call.input, gemv=call.gemv, y=y.data_ptr())
+    extension.cuda(x.device).w4_gate_up(
+        call.input, gemv=call.gemv, activation=activation, y=y.data_ptr())
     return y
 
 
 @_on_its_device
-def qkv(x: Tensor, tiles: CudaTiles, bias: Optional[Tensor], norm: Norm, rope: RotaryTable,
+def up(x: Tensor, tiles: CudaTiles, bias: Optional[Tensor], norm: AnyNorm, activation: str,
+       scales: Optional[Tensor]) -> Tensor:
+    """Return activation(up) / scales of tiles: [T, I]."""
+    y = torch.empty(x.shape[0], tiles.n, dtype=x.dtype, device=x.device)
+    call = _W4(x, tiles, bias, norm)
+    extension.cuda(x.device).w4_up(
+        call.input, gemv=call.gemv, activation=activation, scales=_address(scales),
+        y=y.data_ptr())
+    return y
+
+
+@_on_its_device
+def qkv(x: Tensor, tiles: CudaTiles, bias: Optional[Tensor], norm: AnyNorm, rope: RotaryTable,
         cache: LayerCache, state: Tensor) -> Tensor:
     """Project by tiles in the order ROTARY, rotate, and append to a cache that is not int8."""
     head_dim = cache.k.shape[2]
     heads = tiles.n // head_dim - 2 * cache.k.shape[0]
     q = torch.empty(x.shape[0], heads, head_dim, dtype=x.dtype, device=x.device)
     call = _W4(x, tiles, bias, norm)
-    extension.cuda(x.device).w4_qkv(
-        call.input, _cache(cache, state), _rotary(rope), gemv=call.gemv, q=q.data_ptr(),
-        heads=heads)
+    module = extension.cuda(x.device)
+    module.w4_qkv(call.input, _cache(cache, state), _rotary(module, rope), gemv=call.gemv,
+                  q=q.data_ptr(), heads=heads)
     return q
 
 
 @_on_its_device
-def rope_append(heads: Tensor, permuted: bool, rope: RotaryTable, cache: LayerCache,
-                state: Tensor) -> Tensor:
+def rope_append(heads: Tensor, permuted: bool, rope: Optional[RotaryTable], cache: LayerCache,
+                state: Tensor, norm: Optional[HeadNorm] = None) -> Tensor:
     """
-    Rotate the queries and keys of heads [T, Hq + 2 Hkv, D], and append keys and values.
+    Normalize and rotate queries and keys of heads [T, Hq + 2 Hkv, D]; append keys and values.
 
     :param permuted: the dimensions of the heads stand as in tiles of the order ROTARY.
     :returns: the rotated queries [T, Hq, D].
@@ -165,10 +196,11 @@ def rope_append(heads: Tensor, permuted: bool, rope: RotaryTable, cache: LayerCa
     tokens, all_heads, head_dim = heads.shape
     query_heads = all_heads - 2 * cache.k.shape[0]
     q = torch.empty(tokens, query_heads, head_dim, dtype=heads.dtype, device=heads.device)
-    extension.cuda(q.device).rope_append(
-        _cache(cache, state), _rotary(rope), qkv=heads.data_ptr(), permuted=permuted,
-        q=q.data_ptr(), tokens=tokens, heads=query_heads, dtype=_dtype(q),
-        stream=_stream(q.device))
+    module = extension.cuda(q.device)
+    module.rope_append(
+        _cache(cache, state), _head_norm(module, norm), _rotary(module, rope),
+        qkv=heads.data_ptr(), permuted=permuted, q=q.data_ptr(), tokens=tokens,
+        heads=query_heads, dtype=_dtype(q), stream=_stream(q.device))
     return q
 
 
@@ -187,34 +219,38 @@ def attention_workspace(heads: int, kv_heads: int, head_dim: int, max_seq_len: i
 @_on_its_device
 def attention(q: Tensor, cache: LayerCache, state: Tensor, scores: Scores) -> Tensor:
     """Attend causally from q [T, Hq, D] over the cache: [T, Hq, D]."""
-    tokens, heads, head_dim = q.shape
+    tokens, heads, _ = q.shape
     q, out = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
-    module, structure = extension.cuda(q.device), _cache(cache, state)
-    shared = {'q': q.data_ptr(), 'out': out.data_ptr(), 'heads': heads, 'scale': scores.scale,
-              'dtype': _dtype(q), 'stream': _stream(q.device)}
+    module = extension.cuda(q.device)
+    structures = (_cache(cache, state), _scores(module, scores))
+    shared = {'q': q.data_ptr(), 'out': out.data_ptr(), 'heads': heads, 'dtype': _dtype(q),
+              'stream': _stream(q.device)}
     if tokens == 1:
-        module.decode_attention(structure, workspace=cache.workspace.data_ptr(), **shared)
+        module.decode_attention(*structures, workspace=cache.workspace.data_ptr(), **shared)
     else:
-        module.prefill_attention(structure, tokens=tokens, **shared)
+        module.prefill_attention(*structures, tokens=tokens, **shared)
     return out
 
 
 @_on_its_device
-def lm_head(x: Tensor, weight: Union[Tensor, Int8Weight, CudaTiles], norm: Norm) -> Candidates:
+def lm_head(x: Tensor, weight: Union[Tensor, Int8Weight, CudaTiles], norm: AnyNorm,
+            softcap: float = 0.0) -> Candidates:
     """Return the logits after x [1, H] by a head of tiles; of another kind, H % 16 = 0."""
     device, vocab = x.device, weight.shape[0]
     logits = torch.empty(vocab, dtype=torch.float32, device=device)
     best = torch.empty(-(-vocab // RECORD_ROWS), 2, dtype=torch.int32, device=device)
-    outputs = {'logits': logits.data_ptr(), 'best': best.data_ptr()}
+    outputs = {'logits': logits.data_ptr(), 'best': best.data_ptr(), 'softcap': softcap}
     if isinstance(weight, CudaTiles):
-        extension.cuda(device).w4_logits(_W4(x, weight, None, norm).input, **outputs)
+        call = _W4(x, weight, None, norm)
+        extension.cuda(device).w4_logits(call.input, **outputs)
     else:
+        if isinstance(norm, LayerNorm):
+            x, norm = layer_norm(x, *norm), None
         rows, scales = ((weight.qweight, weight.scales) if isinstance(weight, Int8Weight)
                         else (weight, None))
         extension.cuda(device).lm_head(
-            x=x.data_ptr(), norm_weight=norm.weight.data_ptr(), norm_eps=norm.eps,
-            weight=rows.data_ptr(), scales=_address(scales), n=vocab, k=x.shape[1],
-            dtype=_dtype(x), stream=_stream(device), **outputs)
+            x=x.data_ptr(), weight=rows.data_ptr(), scales=_address(scales), n=vocab,
+            k=x.shape[1], dtype=_dtype(x), stream=_stream(device), **_norm(norm), **outputs)
     return Candidates(logits, best)
 
 
@@ -276,24 +312,27 @@ def synchronize(device: torch.device) -> None:
 
 
 class _W4:
-    """The input of a W4 linear: a GEMV with the norm in it, or a GEMM behind a norm."""
+    """The input of a W4 linear: a GEMV with its RMSNorm in it, or what comes behind a norm."""
 
     def __init__(self, x: Tensor, tiles: CudaTiles, bias: Optional[Tensor],
-                 norm: Optional[Norm]) -> None:
+                 norm: Optional[AnyNorm]) -> None:
         tokens = x.shape[0]
         self.gemv = tokens <= GEMV_TOKENS
-        if norm is not None and not self.gemv:
-            x, norm = rms_norm(x, *norm), None
+        if norm is not None and not (self.gemv and isinstance(norm, Norm)):
+            x, norm = normalize(x, norm), None
         # The launcher is given addresses: what they are of lives until the call is made.
         self._x = x.contiguous()
         following = tiles.next
         self.input = extension.cuda(x.device).W4Input(
             x=self._x.data_ptr(), records=tiles.records.data_ptr(), bias=_address(bias),
-            norm_weight=0 if norm is None else norm.weight.data_ptr(),
-            norm_eps=0.0 if norm is None else norm.eps, m=tokens, n=tiles.n, k=tiles.k,
-            group_size=tiles.group_size, next=_address(following),
-            next_bytes=0 if following is None else following.nbytes, dtype=_dtype(x),
-            stream=_stream(x.device))
+            m=tokens, n=tiles.n, k=tiles.k, group_size=tiles.group_size,
+            next=_address(following), next_bytes=0 if following is None else following.nbytes,
+            dtype=_dtype(x), stream=_stream(x.device), **_norm(norm))
+
+
+def _norm(norm: Optional[Norm]) -> dict[str, Any]:
+    """Return the RMSNorm of a kernel that has one in it, or none."""
+    return {} if norm is None else {'norm_weight': norm.weight.data_ptr(), 'norm_eps': norm.eps}
 
 
 def _cache(cache: LayerCache, state: Tensor) -> Any:
@@ -304,8 +343,21 @@ def _cache(cache: LayerCache, state: Tensor) -> Any:
         head_dim=head_dim, state=state.data_ptr())
 
 
-def _rotary(rope: RotaryTable) -> Any:
-    return extension.cuda(rope.cos.device).Rotary(cos=rope.cos.data_ptr(), sin=rope.sin.data_ptr())
+def _rotary(module: ModuleType, rope: Optional[RotaryTable]) -> Any:
+    if rope is None:
+        return module.Rotary()
+    return module.Rotary(cos=rope.cos.data_ptr(), sin=rope.sin.data_ptr())
+
+
+def _head_norm(module: ModuleType, norm: Optional[HeadNorm]) -> Any:
+    if norm is None:
+        return module.HeadNorm()
+    return module.HeadNorm(q=norm.q.data_ptr(), k=norm.k.data_ptr(), eps=norm.eps)
+
+
+def _scores(module: ModuleType, scores: Scores) -> Any:
+    return module.Scores(scale=scores.scale, window=scores.window, softcap=scores.softcap,
+                         slopes=_address(scores.slopes))
 
 
 def _address(tensor: Optional[Tensor]) -> int:

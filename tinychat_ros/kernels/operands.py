@@ -68,11 +68,6 @@ class Scores(NamedTuple):
     softcap: float = 0.0
     slopes: Optional[Tensor] = None
 
-    @property
-    def plain(self) -> bool:
-        """Say whether there is a scale and nothing else."""
-        return not self.window and not self.softcap and self.slopes is None
-
 
 class RotaryTable(NamedTuple):
     """Cosines and sines of every position, each fp32 [max_seq_len, D/2]."""

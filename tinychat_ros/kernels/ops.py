@@ -44,11 +44,10 @@ __all__ = ['AnyNorm', 'attention', 'candidates', 'embedding', 'HeadNorm', 'Layer
 def embedding(token_ids: Tensor, weight: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """Return the rows token_ids int32 or int64 [T] of weight [V, H], scaled, in a dtype."""
     if token_ids.dtype == torch.int32 and cuda.takes(weight) and weight.shape[1] % 8 == 0:
-        x = cuda.embedding(token_ids, weight)
-    elif token_ids.dtype == torch.int32 and cpu.serves(dtype, weight.device):
+        return cuda.embedding(token_ids, weight, scale)
+    if token_ids.dtype == torch.int32 and cpu.serves(dtype, weight.device):
         return cpu.embedding(token_ids, weight, scale)
-    else:
-        x = F.embedding(token_ids, weight).to(dtype)
+    x = F.embedding(token_ids, weight).to(dtype)
     return x if scale == 1.0 else x * scale
 
 
@@ -76,14 +75,16 @@ def qkv_rope_append(x: Tensor, norm: AnyNorm, qkv: Sequence[Linear],
     _check_room(x.shape[0], cache, start)
     kernel = _attention_kernel(x, cache)
     tiles = _tiles(qkv, ROTARY) if kernel else None
-    if tiles is not None and cache.k_scale is None and isinstance(norm, Norm):
+    fused = rope is not None and head_norm is None and not clip and cache.k_scale is None
+    if tiles is not None and fused:
         state = on_device(start, x.device)
         return cuda.qkv(x, tiles, qkv[0].bias, norm, rope, cache, state)
     heads = _linears(x, qkv, norm).view(x.shape[0], -1, cache.k.shape[2])
     if clip:
         heads = cpu.clip(heads, clip) if cpu.takes(heads) else heads.clamp(-clip, clip)
-    if kernel and head_norm is None and rope is not None:
-        return cuda.rope_append(heads, tiles is not None, rope, cache, on_device(start, x.device))
+    if kernel:
+        return cuda.rope_append(heads, tiles is not None, rope, cache, on_device(start, x.device),
+                                head_norm)
     if (cpu.takes(heads) and cpu.takes_cache(cache)
             and (head_norm is None or cpu.takes_norm(head_norm))):
         return cpu.rope_append(heads, rope, cache, on_device(start, x.device), head_norm)
@@ -92,7 +93,7 @@ def qkv_rope_append(x: Tensor, norm: AnyNorm, qkv: Sequence[Linear],
 
 def attention(q: Tensor, cache: LayerCache, start: Start, scores: Scores) -> Tensor:
     """Attend causally from q [T, Hq, D] at ``start`` over the cache: [T, Hq * D]."""
-    if _attention_kernel(q, cache) and scores.plain:
+    if _attention_kernel(q, cache):
         return cuda.attention(q, cache, on_device(start, q.device), scores).flatten(1)
     if cpu.takes(q) and cpu.takes_cache(cache):
         return cpu.attention(q, cache, on_device(start, q.device), scores).flatten(1)
@@ -121,9 +122,8 @@ def norm_gate_up(x: Tensor, norm: AnyNorm, gate_up: Sequence[Linear],
     :param activation: a key of reference.ACTIVATIONS.
     """
     tiles = _tiles(gate_up, GATE_UP)
-    if (tiles is not None and cuda.takes(x) and isinstance(norm, Norm)
-            and activation == 'silu'):
-        return cuda.gate_up(x, tiles, gate_up[0].bias, norm)
+    if tiles is not None and cuda.takes(x):
+        return cuda.gate_up(x, tiles, gate_up[0].bias, norm, activation)
     products = _linears(x, gate_up, norm)
     return (cpu if cpu.takes(products) else reference).gate_mul(products, activation)
 
@@ -135,6 +135,9 @@ def norm_up(x: Tensor, norm: AnyNorm, up: Linear, activation: str,
 
     :param scales: [I], which a quantizer has moved into the linear behind; or None.
     """
+    tiles = _tiles([up], NATURAL)
+    if tiles is not None and cuda.takes(x):
+        return cuda.up(x, tiles, up.bias, norm, activation, scales)
     products = _linears(x, [up], norm)
     kernel = cpu.takes(products) and (scales is None or cpu.takes_weight(scales))
     return (cpu if kernel else reference).activate(products, activation, scales)
@@ -152,9 +155,8 @@ def candidates(x: Tensor, norm: AnyNorm, head: Linear, softcap: float = 0.0) -> 
     """Apply the final norm and the LM head to x [1, H] for the sampler on the device."""
     tiles = _tiles([head], NATURAL)
     plain = isinstance(head.weight, (Tensor, Int8Weight)) and x.shape[1] % 16 == 0
-    if (cuda.takes(x) and head.bias is None and (tiles is not None or plain)
-            and isinstance(norm, Norm) and not softcap):
-        return cuda.lm_head(x, tiles or head.weight, norm)
+    if cuda.takes(x) and head.bias is None and (tiles is not None or plain):
+        return cuda.lm_head(x, tiles or head.weight, norm, softcap)
     logits = lm_head(x, norm, head, softcap)[0]
     return Candidates(logits, None) if cpu.takes(logits) else reference.candidates(logits)
 
@@ -171,7 +173,7 @@ def _linear(x: Tensor, layer: Linear, norm: Optional[AnyNorm] = None) -> Tensor:
     """Return the linear of the normalized x."""
     _check_features(x, layer.weight.shape[1])
     tiles = _tiles([layer], None)
-    if tiles is not None and cuda.takes(x) and not isinstance(norm, LayerNorm):
+    if tiles is not None and cuda.takes(x):
         return cuda.linear(x, tiles, layer.bias, norm)
     x = _norm(x, norm)
     weight, w4a8 = layer.weight, _w4a8_kernel(layer)
@@ -212,13 +214,12 @@ def _linears(x: Tensor, layers: Sequence[Linear], norm: AnyNorm) -> Tensor:
 def _norm(x: Tensor, norm: Optional[AnyNorm]) -> Tensor:
     if norm is None:
         return x
+    if cuda.takes(x) and x.shape[1] % 8 == 0:
+        return cuda.normalize(x, norm)
     if cpu.takes(x) and cpu.takes_norm(norm):
         return (cpu.layer_norm if isinstance(norm, LayerNorm) else cpu.rms_norm)(x, *norm)
     cpu.refuse_recording('norm: weights that are not of one dtype')
-    if isinstance(norm, LayerNorm):
-        return reference.normalize(x, norm)
-    kernel = cuda.takes(x) and x.shape[1] % 8 == 0
-    return (cuda.rms_norm if kernel else reference.rms_norm)(x, *norm)
+    return reference.normalize(x, norm)
 
 
 def _tiles(layers: Sequence[Linear], order: Optional[str]) -> Optional[CudaTiles]:
