@@ -57,7 +57,8 @@ class Client:
     """A ROS node that sends requests and keeps what comes for them, by request id."""
 
     def __init__(self, namespace: str) -> None:
-        rclpy.init()
+        if not rclpy.ok():
+            rclpy.init()
         self.node = rclpy.create_node(f'client_{uuid.uuid4().hex[:8]}', namespace=namespace)
         self.chunks: dict[str, list[TokenChunk]] = {}
         self.responses: dict[str, list[Response]] = {}

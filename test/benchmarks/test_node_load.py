@@ -42,6 +42,7 @@ def test_each_of_300_requests_ends_once_and_stopping_takes_effect(repository):
 
 
 def test_the_overhead_is_a_ratio_of_the_same_tokens(repository):
-    document = _document(repository, 'benchmarks.node_overhead', '--rounds', '2')
+    document = _document(repository, 'benchmarks.node_overhead', '--starts', '2', '--rounds', '2')
     assert (document['tokens'], document['rounds'], document['subscribers']) == (900, 2, 3)
+    assert len(document['ratio_of_each_start']) == 2
     assert 0 < document['ratio']['median'] < 5
