@@ -67,7 +67,8 @@ def _model_options() -> argparse.ArgumentParser:
     group.add_argument('--weight-cache', default='', metavar='DIR', help=WEIGHT_CACHE_HELP)
     group.add_argument('--processors', default='', metavar='LIST', help=PROCESSORS_HELP)
     group.add_argument('--chat-template', default='', metavar='FILE',
-                       help="Jinja file (default: the checkpoint's own)")
+                       help="Jinja file (default: the checkpoint's own, or a built-in one for old "
+                            'chat models that have none)')
     return options
 
 

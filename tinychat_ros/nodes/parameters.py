@@ -84,8 +84,8 @@ SPECS = (
          'all.', at_load=True),
     Spec('prefill_chunk', 256, 'Prompt tokens between two chances to cancel [tokens].',
          at_load=True, span=(1, _INT_MAX)),
-    Spec('chat_template', '', "Path of a Jinja file; empty is the checkpoint's own.",
-         at_load=True),
+    Spec('chat_template', '', "Path of a Jinja file; empty is the checkpoint's own, or a built-in "
+         'one for old chat models that have none.', at_load=True),
     Spec('system_prompt', '', 'For conversations that bring none.', at_load=True),
     Spec('queue_capacity', 16, 'Requests that may wait.', at_load=True, span=(1, 10000)),
     Spec('priority_ageing_s', 1.0, 'A request that waits this long becomes more urgent by one '
