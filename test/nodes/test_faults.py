@@ -119,6 +119,17 @@ def private_shared_memory():
     return command
 
 
+def test_a_shared_memory_without_a_page_ends_the_node_by_name(private_shared_memory):
+    fill = 'head -c 1M /dev/zero > /dev/shm/rest; '
+    done = subprocess.run(
+        ['unshare', '-m', 'sh', '-c', f'{private_shared_memory}{fill}exec "$@"', 'sh',
+         sys.executable, '-m', 'tinychat_ros.nodes.chat_node'],
+        cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        'tinychat: /dev/shm: expected a free page for ROS, got none: it is full')
+
+
 def test_a_full_shared_memory_leaves_the_network(private_shared_memory, ros_domain_id,
                                                  story_model, tmp_path):
     done = subprocess.run(

@@ -11,3 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+"""The ROS side: roles of a node, and nothing that decides what is said."""
+
+import os
+
+_SHARED_MEMORY = '/dev/shm'
+
+
+def _check_shared_memory() -> None:
+    """End where the tracer that rclpy loads would be killed as it writes to its page."""
+    if os.path.isdir(_SHARED_MEMORY) and not os.statvfs(_SHARED_MEMORY).f_bavail:
+        raise SystemExit(f'tinychat: {_SHARED_MEMORY}: expected a free page for ROS, got none: it '
+                         'is full')
+
+
+_check_shared_memory()
