@@ -91,6 +91,10 @@ class Arguments {
              "an even number, 2 to " + std::to_string(kMaxHeadDim), std::to_string(head_dim));
   }
 
+  void window(int64_t window) const {
+    require_(window >= 0, "window", "0 or more", std::to_string(window));
+  }
+
   void heads(int64_t heads, const KvCache& cache) const {
     require_(heads >= 1 && heads % cache.kv_heads == 0, "heads",
              "a positive multiple of kv_heads, " + std::to_string(cache.kv_heads),
@@ -356,6 +360,7 @@ void bind_attention(py::module_& module) {
         const Arguments arguments("cpu_attention", {{"q", q}, {"out", out}},
                                   {{"tokens", tokens}});
         arguments.heads(heads, cache);
+        arguments.window(window);
         const std::string chosen = arguments.isa(num_threads, isa);
         const Scores scores = {scale, window, softcap, pointer<float>(slopes)};
         Program::run_or_record([=] {

@@ -69,6 +69,10 @@ Rotary rotary(Address cos, Address sin) { return {pointer<float>(cos), pointer<f
 HeadNorm head_norm(Address q, Address k, float eps) { return {pointer(q), pointer(k), eps}; }
 
 Scores scores(float scale, int window, float softcap, Address slopes) {
+  if (window < 0) {
+    throw std::invalid_argument("Scores: window: expected 0 or more, got " +
+                                std::to_string(window));
+  }
   return {scale, window, softcap, pointer<float>(slopes)};
 }
 

@@ -57,7 +57,7 @@ __device__ Task task_of(const Prefill& prefill) {
   const int end = min(start + min(block_token + kTokens, prefill.tokens),
                       static_cast<int>(prefill.cache.max_seq_len));
   const int visible = tokens < 1 ? -1 : min(start + token + tokens, end) - 1;
-  const int begin = max(0, start + block_token - prefill.scores.window + 1);
+  const int begin = max(0, min(start + block_token, end - 1) - prefill.scores.window + 1);
   return {token, tokens, start, visible, begin, end};
 }
 

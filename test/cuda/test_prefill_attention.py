@@ -14,9 +14,12 @@
 """The attention of many tokens for CUDA gives what the reference gives."""
 
 from attention_cases import (
-    BF16, check_prefill, filled_cache, FP16, HEAD_DIMS, prefill, scores_of, SLOT, TYPES)
+    assert_close, BF16, check_prefill, filled_cache, FP16, HEAD_DIMS, prefill, scores_of, SLOT,
+    TYPES)
 import pytest
 import torch
+
+from tinychat_ros.kernels import reference
 
 TOKENS = (1, 2, 15, 16, 17, 63, 64, 65, 130)
 STARTS = (0, 5, 64)
@@ -53,6 +56,17 @@ def test_any_number_of_heads_agrees_with_the_reference(kernels, heads, kv_heads)
 def test_a_cache_may_be_full(kernels):
     cache = filled_cache(kernels, 1, 69, 16, FP16, True, 69)
     check_prefill(kernels, cache, 2, 52, 17, FP16)
+
+
+@pytest.mark.parametrize('window', [0, 9])
+def test_tokens_behind_the_cache_see_what_its_last_does(one_order, window):
+    cache = filled_cache(one_order, 1, 139, 16, FP16, False, 139)
+    scores = scores_of(one_order, 2, 16, window=window)
+    q = one_order.put(torch.randn(70, 2, 16).half())
+    out = prefill(one_order, cache, q, 138, scores)
+    for token in (0, 1, 63, 64, 69):
+        expected = reference.attention(q[token, None].float(), *cache.rows(139), scores)
+        assert_close(out[token, None], expected)
 
 
 def test_large_scores_do_not_overflow(kernels):
@@ -104,6 +118,12 @@ def test_every_run_gives_the_same_bits(one_order):
         torch.manual_seed(0)
         runs.append(check_prefill(one_order, cache, 2, 20, 70, FP16))
     assert all(torch.equal(run, runs[0]) for run in runs)
+
+
+def test_a_negative_window_is_refused(one_order):
+    cache = filled_cache(one_order, 1, 16, 8, FP16, False, 2)
+    with pytest.raises(ValueError, match='Scores: window: expected 0 or more, got -1'):
+        check_prefill(one_order, cache, 1, 0, 2, FP16, window=-1)
 
 
 @pytest.mark.parametrize('head_dim', [4, 12, 264])

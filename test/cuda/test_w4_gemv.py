@@ -25,6 +25,8 @@ from w4_cases import (
 from tinychat_ros.kernels import reference
 from tinychat_ros.kernels.packing import natural_order
 
+INF = float('inf')
+
 # Tokens, N, K, group size: half a tile, more tiles than blocks, records that pad, groups that end
 # with the columns, fewer records than warps, more, and a number that is no multiple of theirs.
 SHAPES = ((1, 8, 32, 32), (1, 272, 128, 128), (2, 24, 64, 64), (3, 40, 96, 32), (5, 16, 192, 64),
@@ -64,6 +66,22 @@ def test_up_alone_becomes_its_activation(kernels, scaled, activation, dtype):
     check_up(kernels, 3, 40, 200, -1, dtype, True, activation, bias=True, scaled=scaled)
 
 
+def only_bias(bias: Tensor) -> Product:
+    """Return a product that is a bias [n], in bf16."""
+    x, weight = torch.zeros(1, 64), random_weight(len(bias), 64, 64)
+    return Product(True, x.bfloat16(), weight, bias.bfloat16())
+
+
+@pytest.mark.parametrize('activation', reference.ACTIVATIONS)
+def test_an_activation_takes_any_number(one_order, activation):
+    y = one_order.empty(1, 8, dtype=torch.bfloat16)
+    x = torch.tensor([-1e30, -1e4, -100, 0, 1e4, 1e30, INF, float('nan')]).bfloat16()
+    only_bias(x).run(one_order, natural_order(8).rows, 'w4_up', gemv=True, activation=activation,
+                     y=address(y))
+    expected = torch.cat([torch.zeros(3), x[3:]])
+    torch.testing.assert_close(y[0].cpu().float(), expected, equal_nan=True, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize('dtype', HALVES, ids=str)
 @pytest.mark.parametrize('m, heads, kv_heads, head_dim, position', [
     (1, 3, 1, 16, 0), (3, 2, 2, 64, 5), (2, 3, 1, 80, 7), (1, 1, 1, 96, 8), (1, 3, 1, 128, 5)])
@@ -100,6 +118,13 @@ def test_logits_come_with_the_best_of_each_tile(kernels, softcap, n, dtype):
     assert tokens.tolist() == [16 * i + int(tile.argmax()) for i, tile in enumerate(tiles)]
 
 
+def test_a_softcap_takes_any_number(one_order):
+    ends = torch.tensor([-INF, -1e30, -1e4, 1e4, 1e30, INF, float('nan'), 0.0])
+    logits, _, _ = run_logits(one_order, only_bias(ends), 30.0)
+    expected = torch.tensor([-30.0, -30, -30, 30, 30, 30, float('nan'), 0])
+    torch.testing.assert_close(logits, expected, equal_nan=True, rtol=0, atol=3e-5)
+
+
 def test_of_equal_logits_the_first_is_the_best(kernels):
     weight = random_weight(24, 64, 64)
     for tensor in (weight.qweight, weight.scales, weight.zeros):
@@ -114,10 +139,11 @@ def test_of_equal_logits_the_first_is_the_best(kernels):
 
 
 @pytest.mark.parametrize('row', [0, 7, 8, 13])
-def test_a_logit_that_is_no_number_is_seen_in_the_best_of_its_tile(kernels, row):
+@pytest.mark.parametrize('softcap', [0.0, 0.7])
+def test_a_logit_that_is_no_number_is_seen_in_the_best_of_its_tile(kernels, softcap, row):
     product = Product.random(1, 32, 64, 64, torch.float16, gemv=True)
     product.weight.scales[row] = float('nan')
-    logits, best, tokens = run_logits(kernels, product)
+    logits, best, tokens = run_logits(kernels, product, softcap)
     assert logits.isnan().tolist() == [i == row for i in range(32)]
     assert best.isnan().tolist() == [True, False]
     assert tokens[0] == row

@@ -353,6 +353,14 @@ def test_heads_that_do_not_share_evenly_are_refused(heads):
         kernels.cpu_attention(cache, q=1, out=1, tokens=1, heads=heads, scale=1.0, num_threads=1)
 
 
+def test_a_negative_window_is_refused():
+    state = state_of()
+    cache = kv_cache(Cache(2, 4, 8, FP32), state)
+    with pytest.raises(ValueError, match='cpu_attention: window: expected 0 or more, got -1'):
+        kernels.cpu_attention(cache, q=1, out=1, tokens=1, heads=2, scale=1.0, window=-1,
+                              num_threads=1)
+
+
 @pytest.mark.parametrize('given, name', [('cos', 'sin'), ('sin', 'sin'), ('q_norm', 'k_norm')])
 def test_one_table_or_weight_without_the_other_is_refused(given, name):
     state = state_of()
