@@ -140,7 +140,8 @@ def without_rounding(monkeypatch):
 
 def test_every_family_has_a_recipe():
     older_names_of_falcon = {'RefinedWeb', 'RefinedWebModel'}
-    assert RECIPES.keys() == FAMILIES.keys() - older_names_of_falcon
+    # Of a Gemma 3 that sees, a part is run.
+    assert RECIPES.keys() == FAMILIES.keys() - older_names_of_falcon - {'gemma3'}
     assert RECIPES.keys() == {kind for kind, _ in SOURCES.values()}
 
 

@@ -51,6 +51,11 @@ def read_awq_gemm(reader: CheckpointReader, name: str, n: int, k: int) -> Quanti
         group_size=group_size)
 
 
+def is_gemm(reader: CheckpointReader, name: str) -> bool:
+    """Tell ``gemm`` from GPTQ, which has a ``g_idx`` beside tensors of the same names."""
+    return f'{name}.g_idx' not in reader.names
+
+
 def is_gemv(reader: CheckpointReader, name: str) -> bool:
     """
     Tell ``gemv``, whose tensors all have N rows, from ``gemm``, whose names are the same.

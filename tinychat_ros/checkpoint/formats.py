@@ -25,8 +25,8 @@ from typing import Callable, Optional
 from torch import Tensor
 
 from tinychat_ros.checkpoint.awq import (
-    is_gemv, is_gemv_fast, read_awq_gemm, read_awq_gemv, read_awq_gemv_fast, shape_of_gemm,
-    shape_of_gemv, shape_of_gemv_fast)
+    is_gemm, is_gemv, is_gemv_fast, read_awq_gemm, read_awq_gemv, read_awq_gemv_fast,
+    shape_of_gemm, shape_of_gemv, shape_of_gemv_fast)
 from tinychat_ros.checkpoint.int8 import read_w8a8
 from tinychat_ros.checkpoint.pack_quantized import read_pack_quantized, shape_of_pack_quantized
 from tinychat_ros.checkpoint.reader import CheckpointReader
@@ -73,7 +73,7 @@ FORMATS = (
                  shape_of_gemv_fast),
     WeightFormat('awq-gemv-fast', _AWQ, read_awq_gemv_fast, shape_of_gemv_fast, is_gemv_fast),
     WeightFormat('awq-gemv', _AWQ, read_awq_gemv, shape_of_gemv, is_gemv),
-    WeightFormat('awq-gemm', _AWQ, read_awq_gemm, shape_of_gemm),
+    WeightFormat('awq-gemm', _AWQ, read_awq_gemm, shape_of_gemm, is_gemm),
     WeightFormat('pack-quantized', ('weight_packed', 'weight_scale', 'weight_shape'),
                  read_pack_quantized, shape_of_pack_quantized),
     WeightFormat('tinychat-w3', ('qweight3', 'scales', 'zeros'), read_w3, shape_of_w3, bits=3),

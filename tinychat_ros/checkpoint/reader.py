@@ -84,8 +84,11 @@ class CheckpointReader:
         except BaseException:
             self._stack.close()
             raise
-        if self.config.vision is not None:
+        if self.config.names.blocks.startswith('language_model.'):
             self.config = placed(self.config, self.names)
+            if self.config.vision is None:
+                self._files = {name: file for name, file in self._files.items()
+                               if 'language_model.' in name or name.startswith('lm_head.')}
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -199,10 +202,18 @@ def _shards(path: Path) -> list[Path]:
             raise CheckpointError(f"{index}: expected the key 'weight_map' with tensor names")
         names = {_file_name(index, value) for value in weight_map.values()}
         return [path / name for name in sorted(names)]
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in ('.bin', '.pt', '.pth'))
-    found = f'only {pickles[0]}, a pickle, which can run code' if pickles else 'none'
     raise CheckpointError(f'{path}: expected model.safetensors or model.safetensors.index.json, '
-                          f'got {found}')
+                          f'got {_other_weights(path)}')
+
+
+def _other_weights(path: Path) -> str:
+    names = sorted(p.name for p in path.iterdir())
+    pickles = [name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
+    if pickles:
+        return (f'only {pickles[0]}, a pickle, which can run code; transformers that loads and '
+                'saves it writes safetensors')
+    others = [name for name in names if name.endswith(('.safetensors', '.gguf'))]
+    return f'only {others[0]}' if others else 'none'
 
 
 def _file_name(index: Path, shard: Any) -> str:

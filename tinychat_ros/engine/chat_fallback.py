@@ -61,20 +61,19 @@ FALLBACKS = (
 )
 
 
-def find_fallback(path: Path, config: Mapping[str, Any],
+def find_fallback(called: str, config: Mapping[str, Any],
                   added_tokens: Collection[str]) -> Optional[ChatFallback]:
     """
     Return the format of a checkpoint without a template, None where it does not show one.
 
-    It is called after its folder and after what config.json says that it was made from.
-
+    :param called: its name; what config.json says that it was made from is the next to count.
     :param config: config.json.
     :param added_tokens: of its tokenizer.
     """
     text_config = config.get('text_config')
     origins = [each.get('_name_or_path') for each in (config, text_config)
                if isinstance(each, Mapping)]
-    names = [Path(name).name.lower() for name in (path.resolve().name, *origins)
+    names = [Path(name).name.lower() for name in (called, *origins)
              if isinstance(name, str)]
     model_type = config.get('model_type')
     for name in names:

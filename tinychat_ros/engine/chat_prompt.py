@@ -48,11 +48,11 @@ class ChatPrompt:
         special = {text for text, is_special in tokenizer.added_tokens.items()
                    if is_special or text in (*tokenizer.special_tokens.values(),
                                              template.image_token)}
-        self._special = special
         named = {text for text in tokenizer.added_tokens
                  if text.strip() and text in template.source}
+        self._of_template = special | named
         self._in_answers = _inside(special)
-        self._elsewhere = _inside(special | named)
+        self._elsewhere = _inside(self._of_template)
         # A character that the vocabulary lacks is one unknown token, and no control token.
         unknown = tokenizer.special_tokens.get('unk_token')
         self._control_ids = {tokenizer.token_id(text) for text in special
@@ -76,7 +76,7 @@ class ChatPrompt:
 
     def answer_end(self) -> Optional[int]:
         """
-        Return the special token that the template puts behind an answer, None where it has none.
+        Return the control token that the template puts behind an answer, None where it has none.
 
         Whatever it is, the end of a turn or the beginning of the next, the answer is over there.
         """
@@ -86,7 +86,7 @@ class ChatPrompt:
         except ChatTemplateError:
             return None
         behind = text.partition(_ANY_ANSWER)[2].lstrip()
-        token = max(filter(behind.startswith, self._special), key=len, default='')
+        token = max(filter(behind.startswith, self._of_template), key=len, default='')
         return self._tokenizer.token_id(token) if token else None
 
     def _broken(self, message: Message) -> str:

@@ -119,6 +119,13 @@ class EngineConfig:
         return DEMO_MODEL if self.model in ('', 'demo') else Path(os.path.expanduser(self.model))
 
     @property
+    def model_name(self) -> str:
+        """Return what that folder is called, or its repository in the hub's cache."""
+        folder = self.model_path.resolve()
+        repository = folder.parents[1].name if folder.parent.name == 'snapshots' else ''
+        return repository.rpartition('--')[2] or folder.name
+
+    @property
     def weight_cache_path(self) -> Optional[Path]:
         """Return the folder of packed weights, or None for none."""
         if self.weight_cache == 'off':

@@ -109,7 +109,7 @@ class Engine:
                 config.lm_head_dtype, config.weight_cache_path)
             self._vision = processor and Vision(model.vision, processor)
             self.info = ModelInfo(
-                name=config.model_path.resolve().name, path=str(config.model_path),
+                name=config.model_name, path=str(config.model_path),
                 model_hash=reader.content_hash,
                 architecture=shape.model_type, format=weight_format,
                 parameters=num_parameters(reader), weight_bytes=size,
@@ -319,20 +319,21 @@ def load_tokenizer(reader: CheckpointReader) -> Tokenizer:
 
 def _load_chat_prompt(config: EngineConfig, tokenizer: Tokenizer,
                       image_token_text: str) -> Optional[ChatPrompt]:
-    path, stop = config.model_path, ()
+    path, fallback = config.model_path, None
     if config.chat_template:
         source = read_template(Path(config.chat_template).expanduser())
     else:
         source = find_template(path, tokenizer.config)
+        fallback = find_fallback(config.model_name, read_json(path / 'config.json'),
+                                 tokenizer.added_tokens)
     if source is None:
-        fallback = find_fallback(path, read_json(path / 'config.json'), tokenizer.added_tokens)
         if fallback is None:
             return None
         _LOGGER.info('%s has no chat template: it is taken for one that talks as %s', path,
                      fallback.name)
-        source, stop = fallback.source, fallback.stop
+        source = fallback.source
     template = ChatTemplate(source, tokenizer.special_tokens, image_token_text)
-    return ChatPrompt(template, tokenizer, stop)
+    return ChatPrompt(template, tokenizer, fallback.stop if fallback else ())
 
 
 def _stop_ids(reader: CheckpointReader, tokenizer: Tokenizer,

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Mapping
 
 from tinychat_ros.models.config import activation, ModelConfig, refuse, sliding_windows
@@ -43,6 +44,15 @@ def read_gemma3(config: Mapping[str, Any]) -> ModelConfig:
     pattern = count(config, 'sliding_window_pattern', 6)
     windows = sliding_windows(config, lambda i: (i + 1) % pattern != 0)
     return _read(config, names, windows, **_ropes(config))
+
+
+def read_gemma3_of_seeing(config: Mapping[str, Any]) -> ModelConfig:
+    """Read config.json of a model that sees, whose text part alone is run."""
+    text = of_type(config, 'text_config', dict)
+    language = read_gemma3({**text, 'model_type': 'gemma3',
+                            'eos_token_id': config.get('eos_token_id', text.get('eos_token_id'))})
+    return replace(language, names=language.names.below('language_model.model',
+                                                        'language_model.lm_head'))
 
 
 def _ropes(config: Mapping[str, Any]) -> dict[str, RopeConfig]:

@@ -48,26 +48,22 @@ def read_llava(config: Mapping[str, Any]) -> ModelConfig:
     read, defaults = _LANGUAGE[kind]
     tied = any(of_type(each, 'tie_word_embeddings', bool, False) for each in (config, text))
     language = read({**defaults, **text, 'model_type': kind, 'tie_word_embeddings': tied})
-    return replace(language, model_type='llava', names=_names('language_model.model',
-                                                              'language_model.lm_head'),
-                   vision=_read_vision(config))
+    return replace(language, model_type='llava', names=Names().below(
+        'language_model.model', 'language_model.lm_head'), vision=_read_vision(config))
 
 
 def placed(config: ModelConfig, tensors: AbstractSet[str]) -> ModelConfig:
     """Return a config with the names that a checkpoint's tensors have: versions differ."""
     nested = any(name.startswith('model.') for name in tensors)
+    names = config.names.below('model.language_model') if nested else config.names
+    if config.vision is None:
+        return replace(config, names=names)
     root = 'model.' if nested else ''
     tower = f'{root}vision_tower'
     if any(name.startswith(f'{tower}.vision_model.') for name in tensors):
         tower = f'{tower}.vision_model'
     vision = replace(config.vision, tower=tower, projector=f'{root}multi_modal_projector')
-    names = _names('model.language_model', 'lm_head') if nested else config.names
     return replace(config, vision=vision, names=names)
-
-
-def _names(model: str, lm_head: str) -> Names:
-    return Names(blocks=f'{model}.layers', embedding=f'{model}.embed_tokens',
-                 norm=f'{model}.norm', lm_head=lm_head)
 
 
 def _read_vision(config: Mapping[str, Any]) -> VisionConfig:

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,8 @@ class Names:
     mlp_scales: str = ''
     down_proj: str = 'mlp.down_proj'
     mlp_post_norm: str = ''
+
+    def below(self, model: str, lm_head: str = 'lm_head') -> Names:
+        """Return these names of a decoder that is a part of a larger model."""
+        return replace(self, blocks=f'{model}.layers', embedding=f'{model}.embed_tokens',
+                       norm=f'{model}.norm', lm_head=lm_head)

@@ -21,7 +21,7 @@ from tinychat_ros.errors import UnsupportedModelError
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.falcon import read_falcon
 from tinychat_ros.models.fields import of_type
-from tinychat_ros.models.gemma import read_gemma2, read_gemma3
+from tinychat_ros.models.gemma import read_gemma2, read_gemma3, read_gemma3_of_seeing
 from tinychat_ros.models.llama import read_llama
 from tinychat_ros.models.llava import read_llava
 from tinychat_ros.models.mistral import read_mistral
@@ -34,6 +34,7 @@ FAMILIES = {
     'RefinedWebModel': read_falcon,
     'falcon': read_falcon,
     'gemma2': read_gemma2,
+    'gemma3': read_gemma3_of_seeing,
     'gemma3_text': read_gemma3,
     'llama': read_llama,
     'llava': read_llava,
