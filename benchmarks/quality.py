@@ -94,13 +94,14 @@ class Subject:
         folder, group_size = re.fullmatch(r'(.+?)(?::(-?\d+))?', model).groups()
         self.folder, self.group_size = Path(folder), int(group_size or 128)
         self._args, config = args, EngineConfig(model=folder)
-        self._device, self._dtype = config.torch_device(), config.torch_dtype()
         path, separate = Path(args.text), bool(args.separator)
         texts = read_texts(path, args.separator)
         if not 0 < args.holdout < len(texts):
             raise ConfigError(f'holdout: expected 1 to {len(texts) - 1}, since {path} has '
                               f'{len(texts)} texts, got {args.holdout}')
         with CheckpointReader(self.folder) as reader:
+            config = config.for_model(reader.config)
+            self._device, self._dtype = config.torch_device(), config.torch_dtype()
             size = weight_bytes(reader, torch.float16, self._device)
             torch.set_num_threads(config.threads(size))
             self._encode = load_tokenizer(reader).encode

@@ -22,12 +22,11 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 import zlib
 
 from safetensors.torch import load_file
+from tiny_models import load_folder
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from tinychat_ros.checkpoint.loader import load_model
-from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.checkpoint.writer import save_checkpoint
 from tinychat_ros.kernels.rtn import quantize_rtn
 from tinychat_ros.models.causal_lm import CausalLM
@@ -181,13 +180,9 @@ def logits_of(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
         return model(torch.tensor([list(token_ids)])).logits[0]
 
 
-def load_family(path: Path, dtype: torch.dtype = torch.float32,
-                int8_activations: Optional[bool] = False, max_seq_len: int = MAX_SEQ_LEN,
-                **options: Any) -> CausalLM:
-    """Load a folder here; what else load_model is told is as it has it."""
-    with CheckpointReader(path) as reader:
-        return load_model(reader, dtype, options.pop('device', torch.device('cpu')), max_seq_len,
-                          int8_activations, **options)[0]
+def load_family(path: Path, *args: Any, **options: Any) -> CausalLM:
+    """Load a folder here; see load_folder."""
+    return load_folder(path, *args, **{'max_seq_len': MAX_SEQ_LEN, **options})
 
 
 def token_ids(vocab_size: int, length: int = PROMPT_LEN) -> list[int]:

@@ -148,16 +148,18 @@ def quantize_folder(source: Path, out: Path, group: int) -> Path:
     return out
 
 
-def load_llama(path: Path, dtype: torch.dtype = torch.float32,
-               int8_activations: Optional[bool] = False,
-               device: torch.device = torch.device('cpu')) -> CausalLM:
-    """Load a folder with its whole context."""
+def load_folder(path: Path, dtype: torch.dtype = torch.float32,
+                int8_activations: Optional[bool] = False,
+                device: torch.device = torch.device('cpu'), max_seq_len: int = 0,
+                **options: Any) -> CausalLM:
+    """Load a folder, with its whole context unless told otherwise; see load_model."""
     with CheckpointReader(path) as reader:
-        return load_model(reader, dtype, device, reader.config.max_position_embeddings,
-                          int8_activations)[0]
+        return load_model(reader, dtype, device,
+                          max_seq_len or reader.config.max_position_embeddings,
+                          int8_activations, **options)[0]
 
 
-def run_llama(model: CausalLM, token_ids: Sequence[int], piece: int = 0) -> Tensor:
+def run_model(model: CausalLM, token_ids: Sequence[int], piece: int = 0) -> Tensor:
     """Return the logits fp32 [T, V] of a text that is fed in pieces; 0 feeds it whole."""
     weight = model.embedding
     cache = KVCache(model.config, 1, len(token_ids), model.dtype, weight.device)

@@ -16,7 +16,7 @@
 from family_models import load_family, quantize_family, read_family, token_ids, write_family
 import pytest
 from stored_weights import Codes, STORE
-from tiny_models import run_llama
+from tiny_models import run_model
 import torch
 from torch import Tensor
 
@@ -57,7 +57,7 @@ def test_a_joined_matrix_is_taken_apart_whatever_it_is_stored_as(
         tensors.update({f'{linear}.{suffix}': tensor for suffix, tensor in found.items()}
                        if isinstance(found, dict) else {linear: found})
     save_checkpoint(tmp_path / 'stored', config, tensors)
-    found, expected = (run_llama(load_family(tmp_path / kind), token_ids(96, 12))
+    found, expected = (run_model(load_family(tmp_path / kind), token_ids(96, 12))
                        for kind in ('stored', 'plain'))
     # The inputs of int8 weights are rounded too.
     tolerance = 0.1 if stored == 'w8a8' else 1e-5
@@ -77,12 +77,12 @@ def test_packed_weights_keep_the_order_of_rows_and_the_biases(name, tmp_path, mo
     monkeypatch.setattr(weight_cache, 'LEAST_FREE_BYTES', 0)
     path = quantize_family(write_family(tmp_path, name), tmp_path)['awq']
     ids = token_ids(96)
-    expected = run_llama(load_family(path), ids)
-    assert torch.equal(run_llama(load_family(path, cache_folder=tmp_path / 'cache'), ids),
+    expected = run_model(load_family(path), ids)
+    assert torch.equal(run_model(load_family(path, cache_folder=tmp_path / 'cache'), ids),
                        expected)
     stored, reads = CheckpointReader.stored, []
     monkeypatch.setattr(CheckpointReader, 'stored',
                         lambda reader, name: reads.append(name) or stored(reader, name))
-    again = run_llama(load_family(path, cache_folder=tmp_path / 'cache'), ids)
+    again = run_model(load_family(path, cache_folder=tmp_path / 'cache'), ids)
     assert torch.equal(again, expected)
     assert reads and not [name for name in reads if not name.endswith(('weight', 'bias'))]

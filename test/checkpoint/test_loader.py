@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 from stored_weights import store_linears
 from tiny_models import (
-    linear_shapes, llama_config, llama_tensors, load_llama, run_llama, write_model)
+    linear_shapes, llama_config, llama_tensors, load_folder, run_model, write_model)
 import torch
 
 from tinychat_ros.checkpoint import loader
@@ -47,7 +47,7 @@ def _quantize(config, tensors, group=32, keep=lambda name: False):
 
 def _logits_of_both(config, tensors, tmp_path, **options):
     awq, plain = _quantize(config, tensors, **options)
-    return [run_llama(load_llama(write_model(tmp_path / name, config, t)), _IDS)
+    return [run_model(load_folder(write_model(tmp_path / name, config, t)), _IDS)
             for name, t in (('awq', awq), ('plain', plain))]
 
 
@@ -76,9 +76,9 @@ def test_a_bias_that_only_some_of_the_joined_layers_have_stays_theirs(quantized,
               for name, t in tensors.items()}
     without = {name: t for name, t in tensors.items() if not name.endswith('k_proj.bias')}
     one, other = (_quantize(config, t)[0] if quantized else t for t in (zeroed, without))
-    expected = run_llama(load_llama(write_model(tmp_path / 'zero', config, one)), _IDS)
+    expected = run_model(load_folder(write_model(tmp_path / 'zero', config, one)), _IDS)
     torch.testing.assert_close(
-        run_llama(load_llama(write_model(tmp_path / 'none', config, other)), _IDS), expected)
+        run_model(load_folder(write_model(tmp_path / 'none', config, other)), _IDS), expected)
 
 
 def test_groups_of_128_and_a_tied_head(tmp_path):
@@ -95,7 +95,7 @@ def test_two_group_sizes_in_one_block_are_not_joined(tmp_path):
         weight = quantize_rtn(awq.pop(f'{name}.weight'), 64)
         awq.update(awq_gemm_tensors(name, weight))
         plain[f'{name}.weight'] = weight.dequantize()
-    quantized, expected = (run_llama(load_llama(write_model(tmp_path / str(i), config, t)), _IDS)
+    quantized, expected = (run_model(load_folder(write_model(tmp_path / str(i), config, t)), _IDS)
                            for i, t in enumerate((awq, plain)))
     assert (quantized - expected).abs().max() <= 1e-3 * expected.abs().max()
 
@@ -128,7 +128,7 @@ def test_without_the_compiled_module_a_model_runs_all_the_same_and_says_so_once(
 
 def test_a_plain_model_logs_nothing(tmp_path, caplog):
     config = llama_config(intermediate_size=172)
-    load_llama(write_model(tmp_path, config, llama_tensors(config)))
+    load_folder(write_model(tmp_path, config, llama_tensors(config)))
     assert not caplog.messages
 
 
@@ -149,10 +149,10 @@ def test_int8_activations_are_those_of_4_bit_linears_in_groups_of_a_tile(
                           head_dim=64)
     awq, _ = _quantize(config, llama_tensors(config), group, lambda name: 'gate' in name)
     write_model(tmp_path, config, awq)
-    [block] = load_llama(tmp_path, int8_activations=True).blocks
+    [block] = load_folder(tmp_path, int8_activations=True).blocks
     assert [x.activation_group for x in (*block.qkv, block.o_proj, *block.gate_up)] == [
         expected, expected, 0, expected]
-    assert load_llama(tmp_path).blocks[0].o_proj.activation_group == 0
+    assert load_folder(tmp_path).blocks[0].o_proj.activation_group == 0
 
 
 def test_int8_activations_of_a_model_without_4_bit_linears_are_refused(tmp_path):
@@ -162,7 +162,7 @@ def test_int8_activations_of_a_model_without_4_bit_linears_are_refused(tmp_path)
     del tensors['lm_head.weight']
     save_checkpoint(tmp_path, config, tensors)
     with pytest.raises(ConfigError, match='activations: expected fp16 .* no linear of 4 bits'):
-        load_llama(tmp_path, int8_activations=True)
+        load_folder(tmp_path, int8_activations=True)
 
 
 def test_parameters_are_counted_as_if_nothing_were_quantized(tmp_path):
@@ -182,7 +182,7 @@ def test_every_format_of_the_same_weights_gives_the_same_logits(name, group, tmp
     config = llama_config(attention_bias=True)
     gemm, _ = _quantize(config, llama_tensors(config), group)
     other = store_linears(config, llama_tensors(config), group, name)
-    expected, got = (run_llama(load_llama(write_model(tmp_path / str(i), config, tensors)), _IDS)
+    expected, got = (run_model(load_folder(write_model(tmp_path / str(i), config, tensors)), _IDS)
                      for i, tensors in enumerate((gemm, other)))
     assert torch.equal(got, expected)
 
@@ -217,15 +217,15 @@ def test_kernels_read_matrices_of_16_bits_as_they_are_stored(tmp_path):
     config = llama_config()
     tensors = llama_tensors(config, dtype=torch.float16)
     write_model(tmp_path / 'halves', config, tensors)
-    floats = load_llama(write_model(tmp_path / 'floats', config,
-                                    {name: t.float() for name, t in tensors.items()}))
+    floats = load_folder(write_model(tmp_path / 'floats', config,
+                                     {name: t.float() for name, t in tensors.items()}))
     with CheckpointReader(tmp_path / 'halves') as reader:
         size = loader.weight_bytes(reader, torch.float32, CPU)
         model, _ = loader.load_model(reader, torch.float32, CPU, 40)
     assert size == sum(t.numel() * (2 if t.dim() == 2 else 4) for t in tensors.values())
     assert model.embedding.dtype == model.lm_head.weight.dtype == torch.float16
     assert model.dtype == torch.float32
-    torch.testing.assert_close(run_llama(model, _IDS), run_llama(floats, _IDS))
+    torch.testing.assert_close(run_model(model, _IDS), run_model(floats, _IDS))
 
 
 def test_quantized_weight_bytes_are_those_of_the_file(tmp_path):
@@ -268,7 +268,7 @@ def test_activations_are_rounded_where_that_is_faster_unless_told(tmp_path, int8
     config = llama_config()
     quantized, _ = _quantize(config, llama_tensors(config), 32)
     path = write_model(tmp_path, config, quantized)
-    model = load_llama(path, int8_activations=int8)
+    model = load_folder(path, int8_activations=int8)
     if extension.load() is None and int8 is None:
         group = 0
     assert {linear.activation_group for block in model.blocks

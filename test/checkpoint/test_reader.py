@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tiny_models import llama_config, llama_tensors, load_llama, write_model
+from tiny_models import llama_config, llama_tensors, load_folder, write_model
 import torch
 
 from tinychat_ros.checkpoint.reader import CheckpointReader, read_json
@@ -96,7 +96,7 @@ def test_a_cut_file_is_refused_by_name(size, model):
     whole = file.stat().st_size
     os.truncate(file, int(size * whole) if isinstance(size, float) else size % whole)
     with pytest.raises(CheckpointError, match='model.safetensors: expected a whole safetensors'):
-        load_llama(model)
+        load_folder(model)
 
 
 @pytest.mark.parametrize('content', [
@@ -108,13 +108,13 @@ def test_a_cut_file_is_refused_by_name(size, model):
 def test_a_file_with_a_wrong_header_is_refused(content, model):
     (model / 'model.safetensors').write_bytes(content)
     with pytest.raises(CheckpointError):
-        load_llama(model)
+        load_folder(model)
 
 
 def test_a_tensor_of_a_wrong_shape_is_refused_with_both_shapes(model):
     (model / 'config.json').write_text(json.dumps(llama_config(hidden_size=32)))
     with pytest.raises(CheckpointError, match=r'expected shape \[96, 32\], got \[96, 64\]'):
-        load_llama(model)
+        load_folder(model)
 
 
 @pytest.mark.parametrize('name', ['model.embed_tokens.weight', 'model.norm.weight',
@@ -125,7 +125,7 @@ def test_a_missing_tensor_is_named(name, model):
     del tensors[name]
     write_model(model, llama_config(), tensors)
     with pytest.raises(CheckpointError, match=name):
-        load_llama(model)
+        load_folder(model)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
@@ -136,7 +136,7 @@ def test_a_value_that_is_no_number_is_refused_with_its_tensor(name, value, model
     tensors[name].view(-1)[5] = value
     write_model(model, llama_config(), tensors)
     with pytest.raises(CheckpointError, match=f'{name}: .*NaN or infinity in 1 of'):
-        load_llama(model)
+        load_folder(model)
 
 
 @pytest.mark.parametrize('dtype', [torch.int8, torch.int64, torch.float64, torch.float8_e4m3fn,
@@ -146,7 +146,7 @@ def test_a_weight_of_another_type_is_refused(dtype, model):
     tensors['lm_head.weight'] = torch.ones(96, 64).to(dtype)
     write_model(model, llama_config(), tensors)
     with pytest.raises(CheckpointError, match='lm_head.weight: expected fp32, fp16 or bf16'):
-        load_llama(model)
+        load_folder(model)
 
 
 @pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.uint32, torch.complex64])
@@ -189,7 +189,7 @@ def test_a_tensor_that_only_the_index_knows_is_missing(model):
     (model / 'model.safetensors.index.json').write_text(json.dumps(
         {'weight_map': {name: 'a.safetensors' for name in [*tensors, 'lm_head.weight']}}))
     with pytest.raises(CheckpointError, match='lm_head'):
-        load_llama(model)
+        load_folder(model)
 
 
 @pytest.mark.parametrize('in_config, in_generation, expected', [

@@ -17,7 +17,7 @@ import json
 
 import pytest
 from safetensors import safe_open
-from tiny_models import llama_config, llama_tensors, load_llama, run_llama, write_model
+from tiny_models import llama_config, llama_tensors, load_folder, run_model, write_model
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -79,8 +79,8 @@ def test_more_becomes_files_of_whole_pieces_and_an_index_that_every_reader_takes
             assert set(file.keys()) == {k for k, v in index['weight_map'].items() if v == shard}
     _check(out)
     plain = write_model(tmp_path / 'plain', _CONFIG, _TENSORS)
-    assert torch.equal(run_llama(load_llama(out), [1, 2, 3]),
-                       run_llama(load_llama(plain), [1, 2, 3]))
+    assert torch.equal(run_model(load_folder(out), [1, 2, 3]),
+                       run_model(load_folder(plain), [1, 2, 3]))
 
 
 def test_a_piece_larger_than_a_file_may_be_is_not_divided(tmp_path, pieces):

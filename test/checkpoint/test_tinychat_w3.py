@@ -18,7 +18,7 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 from tiny_models import (
-    linear_shapes, llama_config, llama_tensors, load_llama, run_llama, write_model)
+    linear_shapes, llama_config, llama_tensors, load_folder, run_model, write_model)
 import torch
 
 from tinychat_ros.checkpoint import formats, loader
@@ -123,14 +123,14 @@ def test_a_model_computes_with_its_dequantized_weights(tmp_path):
              for name, t in quantized.items()}
     save_checkpoint(tmp_path / 'w3', config, quantized)
     ids = [i * 7 % 96 for i in range(30)]
-    out = run_llama(load_llama(tmp_path / 'w3'), ids)
-    expected = run_llama(load_llama(write_model(tmp_path / 'plain', config, plain)), ids)
+    out = run_model(load_folder(tmp_path / 'w3'), ids)
+    expected = run_model(load_folder(write_model(tmp_path / 'plain', config, plain)), ids)
     assert (out - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 def test_activations_are_rounded_where_the_kernels_are_faster_for_it(tmp_path):
     save_checkpoint(tmp_path, llama_config(), _quantized(llama_config()))
-    block = load_llama(tmp_path, int8_activations=None).blocks[0]
+    block = load_folder(tmp_path, int8_activations=None).blocks[0]
     assert block.o_proj.activation_group == (32 if extension.load() is not None else 0)
 
 

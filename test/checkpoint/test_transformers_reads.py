@@ -18,7 +18,7 @@ from types import ModuleType, SimpleNamespace
 
 from family_sources import auto_class, samples, SOURCES, write_source
 import pytest
-from tiny_models import linear_shapes, llama_config, llama_tensors, load_llama, run_llama
+from tiny_models import linear_shapes, llama_config, llama_tensors, load_folder, run_model
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -130,7 +130,7 @@ def test_an_awq_checkpoint_gives_the_same_logits(group_size, kept, changes, want
             if isinstance(module, _GemmLinear)} == set(layers)
     assert {'quant_method': 'awq', 'format': 'gemm', 'bits': 4, 'group_size': group_size,
             'zero_point': True}.items() <= wanted.items()
-    torch.testing.assert_close(_run(model), run_llama(load_llama(tmp_path), _IDS),
+    torch.testing.assert_close(_run(model), run_model(load_folder(tmp_path), _IDS),
                                rtol=1e-4, atol=1e-4)
 
 
@@ -145,11 +145,11 @@ def test_every_family_quantized_to_4_bits_gives_the_same_logits(name, method, wa
     quantize_checkpoint(Job(write_source(tmp_path / 'source', name), tmp_path / 'out', scheme,
                             samples(), search_samples=2))
     torch.testing.assert_close(_run(_load(tmp_path / 'out', auto_class(name))),
-                               run_llama(load_llama(tmp_path / 'out'), _IDS), rtol=0, atol=1e-4)
+                               run_model(load_folder(tmp_path / 'out'), _IDS), rtol=0, atol=1e-4)
 
 
 def test_the_demo_model_gives_the_same_logits(wanted):
-    torch.testing.assert_close(_run(_load(DEMO_MODEL)), run_llama(load_llama(DEMO_MODEL), _IDS),
+    torch.testing.assert_close(_run(_load(DEMO_MODEL)), run_model(load_folder(DEMO_MODEL), _IDS),
                                rtol=1e-4, atol=1e-4)
 
 
@@ -165,7 +165,7 @@ def test_a_w8a8_checkpoint_gives_its_weights_and_like_logits(kept, changes, tmp_
 
     layers = _write(tmp_path, llama_config(**changes), w8a8_config(kept), quantize, kept)
     model = _load(tmp_path)
-    logits, ours = _run(model), run_llama(load_llama(tmp_path), _IDS)
+    logits, ours = _run(model), run_model(load_folder(tmp_path), _IDS)
     assert (logits - ours).abs().max() <= 0.05 * ours.abs().max()
     schemes = {name: module.quantization_scheme for name, module in model.named_modules()
                if hasattr(module, 'quantization_scheme')}

@@ -14,7 +14,7 @@
 """A whole model with int8 weights: written, loaded, summarized and run."""
 
 import pytest
-from tiny_models import linear_shapes, llama_config, llama_tensors, load_llama, run_llama
+from tiny_models import linear_shapes, llama_config, llama_tensors, load_folder, run_model
 import torch
 
 from tinychat_ros.checkpoint import loader
@@ -51,7 +51,7 @@ def _write(path, keep=lambda name: False):
 def test_an_int8_model_computes_what_the_plain_one_does(keep, tmp_path):
     tensors = _write(tmp_path / 'int8', keep)
     save_checkpoint(tmp_path / 'plain', _CONFIG, tensors)
-    int8, plain = (run_llama(load_llama(tmp_path / name), _IDS) for name in ('int8', 'plain'))
+    int8, plain = (run_model(load_folder(tmp_path / name), _IDS) for name in ('int8', 'plain'))
     assert not torch.equal(int8, plain)
     assert (int8 - plain).abs().max() <= 0.05 * plain.abs().max()
 
@@ -61,11 +61,11 @@ def test_the_kernel_and_the_oracle_give_the_same_logits(dtype, tmp_path, monkeyp
     if extension.load() is None:
         pytest.skip(extension.why_absent())
     _write(tmp_path)
-    compiled = run_llama(load_llama(tmp_path, dtype), _IDS)
+    compiled = run_model(load_folder(tmp_path, dtype), _IDS)
     assert not caplog.messages
     monkeypatch.setattr(extension, 'load', lambda: None)
     monkeypatch.setattr(extension, 'why_absent', lambda: 'not built')
-    torch.testing.assert_close(run_llama(load_llama(tmp_path, dtype), _IDS), compiled)
+    torch.testing.assert_close(run_model(load_folder(tmp_path, dtype), _IDS), compiled)
     assert len(caplog.messages) == 1 and 'not built' in caplog.messages[0]
 
 

@@ -25,7 +25,7 @@ import signal
 import pytest
 from safetensors import safe_open
 from tiny_models import (
-    linear_shapes, llama_config, llama_tensors, run_llama, write_model)
+    linear_shapes, llama_config, llama_tensors, run_model, write_model)
 import torch
 
 from tinychat_ros.checkpoint import reader, weight_cache, weight_file
@@ -80,7 +80,7 @@ def _load(checkpoint, cache=None, int8_activations=False):
 
 
 def _logits(checkpoint, cache=None):
-    return run_llama(_load(checkpoint, cache), _IDS)
+    return run_model(_load(checkpoint, cache), _IDS)
 
 
 def _file_in(cache):

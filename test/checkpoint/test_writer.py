@@ -17,7 +17,7 @@ import json
 
 import pytest
 from tiny_models import (
-    linear_shapes, llama_config, llama_tensors, load_llama, run_llama, write_model)
+    linear_shapes, llama_config, llama_tensors, load_folder, run_model, write_model)
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -55,7 +55,7 @@ def test_what_was_read_by_mmap_can_be_written_again(tmp_path):
         assert all(torch.equal(read[name], t) for name, t in tensors.items())
     ids = [1, 2, 3]
     first = write_model(tmp_path / 'first', config, tensors)
-    assert torch.equal(run_llama(load_llama(tmp_path), ids), run_llama(load_llama(first), ids))
+    assert torch.equal(run_model(load_folder(tmp_path), ids), run_model(load_folder(first), ids))
 
 
 def test_quantized_layers_and_extra_files_are_written_beside_plain_tensors(tmp_path):
@@ -69,7 +69,7 @@ def test_quantized_layers_and_extra_files_are_written_beside_plain_tensors(tmp_p
     save_checkpoint(out, config, tensors, [extra])
     assert sorted(_files(out)) == ['config.json', 'model.safetensors', 'tokenizer.json']
     assert json.loads((out / 'config.json').read_text()) == config
-    assert torch.isfinite(run_llama(load_llama(out), [5, 6])).all()
+    assert torch.isfinite(run_model(load_folder(out), [5, 6])).all()
 
 
 def test_a_transposed_tensor_is_written_as_it_reads(tmp_path):

@@ -17,7 +17,7 @@ import weakref
 
 import pytest
 from tiny_models import (
-    data_path, llama_config, llama_tensors, load_llama, quantize_folder, write_model)
+    data_path, llama_config, llama_tensors, load_folder, quantize_folder, write_model)
 import torch
 
 from tinychat_ros.engine.engine import Engine
@@ -68,9 +68,9 @@ class Logits:
                               attention_bias=True)
         write_model(path / 'fp16', config, llama_tensors(config, dtype=torch.float16))
         quantized = quantize_folder(path / 'fp16', path / 'w4', 32)
-        self.oracle = load_llama(quantized)
+        self.oracle = load_folder(quantized)
         request.getfixturevalue('emulated')
-        self.model = load_llama(quantized, torch.float16)
+        self.model = load_folder(quantized, torch.float16)
 
     def compare(self, pieces: list[int], kv_dtype: torch.dtype, tolerance: float) -> None:
         """Feed a text in pieces; the oracle has it whole."""
@@ -167,5 +167,5 @@ def test_only_one_linear_at_a_time_is_in_memory_in_both_layouts(tmp_path, emulat
         return pack(weight, order)
 
     monkeypatch.setattr(cuda, 'pack_tiles', watched)
-    load_llama(path, torch.float16)
+    load_folder(path, torch.float16)
     assert len(seen) == 5 * 4

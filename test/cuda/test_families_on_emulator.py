@@ -17,7 +17,7 @@ from family_models import (
     FAMILIES, load_family, logits_of, quantize_family, token_ids, transformers_model,
     write_family)
 import pytest
-from tiny_models import run_llama
+from tiny_models import run_model
 import torch
 
 # These differ from others in the rotary table alone, which is made before.
@@ -33,6 +33,6 @@ def test_chunks_and_a_token_have_the_logits_of_the_dequantized_weights(name, tmp
     expected = logits_of(theirs, ids)
     request.getfixturevalue('emulated')
     # 13, 13, 13 and 1.
-    found = run_llama(load_family(folders['awq'], torch.float16), ids, 13)
+    found = run_model(load_family(folders['awq'], torch.float16), ids, 13)
     # Of the largest logit, as fp16 loses it on the reference too.
     assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()

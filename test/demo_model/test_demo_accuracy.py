@@ -14,7 +14,7 @@
 """The committed demo model answers combinations that it never saw in training."""
 
 import pytest
-from tiny_models import load_llama, run_llama
+from tiny_models import load_folder, run_model
 from tinychat_ros.checkpoint.quantization_config import awq_config
 from tinychat_ros.checkpoint.reader import CheckpointReader, read_json
 from tinychat_ros.demo_model.corpus import held_out_dialogues
@@ -90,12 +90,12 @@ def test_the_int4_model_is_the_fp16_model_but_for_its_awq_blocks(checkpoints):
 
 def test_awq_keeps_the_int4_logits_near_those_of_fp16(checkpoints):
     """On 200 such dialogues, AWQ diverges by 0.0017 nats a token, plain rounding by 0.0081."""
-    models = {precision: load_llama(folder) for precision, folder in checkpoints.items()}
+    models = {precision: load_folder(folder) for precision, folder in checkpoints.items()}
     tokenizer = Tokenizer.from_file(str(DEMO_MODEL / 'tokenizer.json'))
     divergences = []
     for dialogue in held_out_dialogues(HELD_OUT_SEED, 20):
         ids = tokenizer.encode(rendered(dialogue)).ids
-        fp16, int4 = (run_llama(models[precision], ids).log_softmax(-1)
+        fp16, int4 = (run_model(models[precision], ids).log_softmax(-1)
                       for precision in ('fp16', 'int4'))
         divergences.append((fp16.exp() * (fp16 - int4)).sum(-1))
     assert torch.cat(divergences).mean() < 0.004

@@ -17,9 +17,11 @@ from contextlib import suppress
 import threading
 
 import pytest
+import torch
 
 from tinychat_ros.engine import conversation as module
 from tinychat_ros.engine.conversation import Conversation, ConversationStore
+from tinychat_ros.engine.image import Image
 from tinychat_ros.engine.request import Message, Request
 from tinychat_ros.errors import EngineBusyError
 
@@ -154,6 +156,26 @@ def test_the_oldest_conversation_is_forgotten_when_there_are_too_many(monkeypatc
     assert [c.conversation_id for c in store] == ['b', 'd', 'e']
     assert "forgetting 'c'" in caplog.text
     assert begun(store, 'e') == 0
+
+
+def test_those_that_hold_images_are_forgotten_when_there_are_too_many_images(monkeypatch, caplog):
+    monkeypatch.setattr(module, 'MAX_IMAGES', 3)
+    store = ConversationStore(1)
+
+    def show(name, *images):
+        conversation = store.begin(name)
+        for image in images:
+            conversation.record(Request('hi', image=image), 'yes')
+        store.end(conversation)
+        return [c.conversation_id for c in store]
+
+    image = Image(torch.zeros(1, 1, 3, dtype=torch.uint8))
+    show('text', None)
+    show('a', image, image)
+    assert show('b', image, None) == ['text', 'a', 'b'] and not caplog.text
+    assert show('c', image) == ['text', 'b', 'c']
+    assert "3 images are kept at most: forgetting 'a'" in caplog.text
+    assert show('d', *[image] * 4) == ['text', 'd']
 
 
 def test_answers_in_many_threads_keep_the_histories():

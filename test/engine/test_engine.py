@@ -23,6 +23,7 @@ from fake_model import EOS, FakeRunner, hashed
 import pytest
 from safetensors.torch import load_file, save_file
 from tiny_models import SPECIAL_TOKENS, write_chat_model
+import tokenizers
 
 from tinychat_ros.engine.engine import Engine, return_memory
 from tinychat_ros.engine.request import FinishReason, Message, Request
@@ -584,9 +585,26 @@ def test_a_request_overrides_how_the_checkpoint_samples(tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused_with_both_sizes(tmp_path):
-    write_chat_model(tmp_path, vocab_size=260)
-    with pytest.raises(TokenizerError, match='at most 260 tokens.* got one of 261'):
+    write_chat_model(tmp_path, vocab_size=255)
+    with pytest.raises(TokenizerError, match='at most 255 tokens.* got one of 261'):
         Engine.load(tmp_path)
+
+
+def test_a_template_of_tokens_that_the_model_does_not_embed_is_refused_by_name(tmp_path):
+    write_chat_model(tmp_path, vocab_size=260)
+    with pytest.raises(TokenizerError, match="the 260 tokens .* got '<.assistant.>' in it"):
+        Engine.load(tmp_path)
+
+
+def test_added_tokens_that_the_model_does_not_embed_are_left_to_texts(tmp_path):
+    write_chat_model(tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
+    tokenizer.add_special_tokens(['<image>'])
+    tokenizer.save(str(tmp_path / 'tokenizer.json'))
+    engine = Engine.load(tmp_path, device='cpu')
+    assert _ask(engine, 'an <image>', max_new_tokens=2).prompt_tokens > len('an <image>')
+    with pytest.raises(InvalidRequestError, match='text: expected tokens below 261, .* got 261'):
+        _ask(engine, 'an <image>', raw=True)
 
 
 def test_a_tokenizer_smaller_than_the_model_is_fine_and_its_strangers_have_no_text(tmp_path):

@@ -17,12 +17,14 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny_models import llama_config
 import torch
 
 from tinychat_ros.engine.config import DEMO_MODEL, EngineConfig
 from tinychat_ros.engine.engine import Engine
 from tinychat_ros.errors import CheckpointError, ConfigError
 from tinychat_ros.kernels import extension
+from tinychat_ros.models.config import ModelConfig
 
 
 @pytest.mark.parametrize('name, value, expected', [
@@ -78,6 +80,19 @@ def test_with_a_gpu_it_is_taken_and_computes_in_half(monkeypatch):
     assert EngineConfig(dtype='bfloat16').torch_dtype() == torch.bfloat16
     assert EngineConfig(dtype='bfloat16').torch_kv_dtype() == torch.bfloat16
     assert EngineConfig(kv_cache_dtype='int8').torch_kv_dtype() == torch.int8
+
+
+@pytest.mark.parametrize('dtype, exceeds_fp16, expected', [
+    ('auto', True, torch.bfloat16), ('auto', False, torch.float16),
+    ('float16', True, torch.float16)])
+def test_a_model_that_exceeds_fp16_is_given_bf16_on_a_gpu_unless_told_otherwise(
+        monkeypatch, dtype, exceeds_fp16, expected):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    model = ModelConfig.from_dict(llama_config(), exceeds_fp16=exceeds_fp16)
+    config = EngineConfig(dtype=dtype).for_model(model)
+    assert config.torch_dtype() == config.torch_kv_dtype() == expected
+    on_cpu = EngineConfig(device='cpu', dtype=dtype)
+    assert on_cpu.for_model(model) == on_cpu
 
 
 @pytest.mark.parametrize('asked, trained, length', [(0, 512, 512), (0, 131072, 2048),

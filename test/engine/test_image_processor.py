@@ -21,7 +21,7 @@ import torch
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tinychat_ros.engine.image import Image
-from tinychat_ros.engine.image_processor import ImageProcessor
+from tinychat_ros.engine.image_processor import _NUMBERS, _STEPS, ImageProcessor
 from tinychat_ros.errors import CheckpointError, ImageUnsupportedError
 
 SIDES = [(23, 37), (37, 23), (336, 336), (480, 641), (20, 20), (3, 5), (1, 30)]
@@ -72,6 +72,14 @@ def test_the_file_of_newer_versions_says_the_same(tmp_path):
     assert torch.equal(*(p.pixel_values(p.fitted(image)) for p in (first, second)))
 
 
+def test_null_means_what_is_usual(tmp_path):
+    usual = load(tmp_path, {'size': 20, 'crop_size': 20})
+    nulls = dict.fromkeys((*_STEPS, *_NUMBERS, 'pad_size'))
+    found = load(tmp_path, {'size': 20, 'crop_size': 20, **nulls})
+    image = random_image()
+    assert torch.equal(*(p.pixel_values(p.fitted(image)) for p in (usual, found)))
+
+
 def test_a_fitted_image_stays_as_it_is(tmp_path):
     processor = load(tmp_path, CONFIGS['a margin'])
     fitted = processor.fitted(random_image())
@@ -97,7 +105,7 @@ def test_a_strip_that_would_be_huge_is_refused(tmp_path):
     ({'size': 0}, 'expected a size'),
     ({'image_mean': [0.5, 0.5]}, 'expected numbers'),
     ({'image_std': 'wide'}, 'expected numbers'),
-    ({'rescale_factor': None}, 'expected numbers'),
+    ({'rescale_factor': []}, 'expected numbers'),
 ])
 def test_what_is_not_built_is_refused_by_name(change, named, tmp_path):
     with pytest.raises(CheckpointError, match=f'preprocessor_config.json: .*{named}'):

@@ -233,9 +233,12 @@ def test_the_tokens_of_an_image_count_as_the_prompt_s(load):
     assert caught.value.prompt_tokens == alone + IMAGE_TOKENS + len('\n')
 
 
-def test_a_history_keeps_what_the_model_sees_of_an_image(load):
+@pytest.mark.parametrize('fields', [
+    {'image': random_image(0, 600, 800)},
+    {'messages': (Message('user', 'Look', random_image(0, 600, 800)),)}])
+def test_a_history_keeps_what_the_model_sees_of_an_image(load, fields):
     engine = load()
-    ask(engine, image=random_image(0, 600, 800), conversation_id='a')
+    ask(engine, conversation_id='a', **fields)
     image = engine.conversations[0].messages[0].image
     assert isinstance(image, FittedImage) and image.pixels.shape == (12, 12, 3)
 

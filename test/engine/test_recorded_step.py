@@ -18,7 +18,7 @@ import os
 
 import pytest
 from tiny_models import (  # noqa: F401
-    llama_config, llama_tensors, load_llama, one_thread, quantize_folder, write_model)
+    llama_config, llama_tensors, load_folder, one_thread, quantize_folder, write_model)
 import torch
 
 from tinychat_ros.engine.graph_runner import GraphRunner, make_runner
@@ -42,7 +42,7 @@ def model_of(path, group: int, int8: bool = False, **changes):
     config = llama_config(**changes)
     write_model(path / 'plain', config, llama_tensors(config, dtype=torch.float16))
     folder = quantize_folder(path / 'plain', path / 'w4', group) if group else path / 'plain'
-    return load_llama(folder, int8_activations=int8)
+    return load_folder(folder, int8_activations=int8)
 
 
 def tokens_of(kind, model, kv_dtype=torch.float32, slot=1, sampling=None, count=40):

@@ -162,9 +162,11 @@ def test_no_more_wait_than_may(scheduler, engine):
     begin(scheduler)
     for name in 'abc':
         submit(scheduler, name)
-    with pytest.raises(QueueFullError, match='expected at most 3 waiting requests'):
-        submit(scheduler, 'd')
+    for refuses in (scheduler.check, lambda request: scheduler.submit(request, Ear())):
+        with pytest.raises(QueueFullError, match='expected at most 3 waiting requests'):
+            refuses(Request('d', request_id='d'))
     scheduler.cancel(request_id='b')
+    scheduler.check(Request('d', request_id='d'))
     submit(scheduler, 'd')
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import (  # noqa: F401
-    data_path, load_llama, one_thread, quantize_folder, run_llama)
+    data_path, load_folder, one_thread, quantize_folder, run_model)
 import torch
 
 from tinychat_ros.engine.engine import Engine
@@ -85,9 +85,9 @@ def test_a_hundred_greedy_tokens_are_those_of_the_cpu(subject):
 def test_the_logits_are_those_of_the_cpu(subject, piece):
     engine = subject.load(_CPU)
     ids = [*engine.tokenizer.encode(''), *_answer(engine, '', tokens=63).token_ids]
-    oracle = run_llama(load_llama(subject.path), ids)
-    on_gpu = load_llama(subject.path, torch.float16, device=torch.device('cuda'))
-    found = run_llama(on_gpu, ids, piece).cpu()
+    oracle = run_model(load_folder(subject.path), ids)
+    on_gpu = load_folder(subject.path, torch.float16, device=torch.device('cuda'))
+    found = run_model(on_gpu, ids, piece).cpu()
     assert found.shape == oracle.shape and len(found) == 64
     assert (found - oracle).abs().max() <= _TOLERANCE * oracle.abs().max()
 

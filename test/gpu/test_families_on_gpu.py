@@ -17,7 +17,7 @@ from family_models import (
     FAMILIES, load_family, logits_of, MAX_SEQ_LEN, quantize_family, token_ids,
     transformers_model, write_family)
 import pytest
-from tiny_models import one_thread, run_llama  # noqa: F401
+from tiny_models import one_thread, run_model  # noqa: F401
 import torch
 
 from tinychat_ros.engine.graph_runner import GraphRunner, make_runner
@@ -42,7 +42,7 @@ def test_logits_are_those_of_the_dequantized_weights(name, dtype, tolerance, tmp
     expected = logits_of(theirs, ids)
     model = load_family(folders['awq'], dtype, device=_GPU)
     for piece in (0, 13, 7, 1):
-        found = run_llama(model, ids, piece).cpu()
+        found = run_model(model, ids, piece).cpu()
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 

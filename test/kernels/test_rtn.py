@@ -14,7 +14,7 @@
 """Round-to-nearest: its error bound, its edges, and what it does to trained models."""
 
 import pytest
-from tiny_models import data_path, load_llama, quantize_folder
+from tiny_models import data_path, load_folder, quantize_folder
 import torch
 
 from tinychat_ros.engine.engine import Engine
@@ -195,7 +195,7 @@ def test_a_grid_that_no_format_holds_is_refused(changes, message):
 
 
 def _perplexity(path, stories=4):
-    model = load_llama(path)
+    model = load_folder(path)
     texts = read_texts(data_path('text/tinystories-cal.txt'), '<|endoftext|>')[:stories]
     ids = token_lists(texts, Tokenizer.load(path).encode, model.config.max_position_embeddings,
                       separate=True)

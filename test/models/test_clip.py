@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from tiny_llava import llava_config, llava_model
-from tiny_models import load_llama
+from tiny_models import load_folder
 import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig
@@ -48,7 +48,7 @@ def pixels() -> Tensor:
 
 def tower(path: Path, dtype: torch.dtype = torch.float32) -> VisionTower:
     """Load the tower of a folder."""
-    return load_llama(path, dtype).vision
+    return load_folder(path, dtype).vision
 
 
 @pytest.mark.parametrize('stored', [torch.float32, torch.float16, torch.bfloat16])

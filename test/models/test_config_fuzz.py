@@ -20,7 +20,7 @@ from typing import Any, Iterator
 from family_models import load_family, write_family
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import run_llama
+from tiny_models import run_model
 import torch
 
 from tinychat_ros.checkpoint.loader import check_memory
@@ -88,7 +88,7 @@ def _load_and_run(path):
     try:
         with CheckpointReader(path) as reader:
             check_memory(reader, torch.float32, torch.float32, torch.device('cpu'), 1, 8, 10**9)
-        run_llama(load_family(path, max_seq_len=8), [1, 5, 9])
+        run_model(load_family(path, max_seq_len=8), [1, 5, 9])
     except TinychatError as error:
         assert 'expected' in str(error)
 

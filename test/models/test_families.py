@@ -21,7 +21,7 @@ from family_models import (
     write_family)
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import run_llama
+from tiny_models import run_model
 import torch
 from transformers import PreTrainedModel
 from transformers.models.mpt.modeling_mpt import MptModel
@@ -67,7 +67,7 @@ def _assert_equal(logits, expected):
 def test_logits_agree_with_transformers_whole_in_chunks_and_token_by_token(pair):
     expected = logits_of(pair.theirs, pair.ids)
     for piece in (0, 7, 1):
-        _assert_equal(run_llama(pair.ours, pair.ids, piece), expected)
+        _assert_equal(run_model(pair.ours, pair.ids, piece), expected)
 
 
 @pytest.mark.parametrize('kv_dtype, tolerance', [(torch.float16, 4e-3), (torch.int8, 0.1)])
@@ -110,7 +110,7 @@ def _logits_with(path, changes):
             inner = inner[part]
         inner[last] = value
     (path / 'config.json').write_text(json.dumps(config))
-    return run_llama(load_family(path), token_ids(96))
+    return run_model(load_family(path), token_ids(96))
 
 
 @pytest.mark.parametrize('name, changes', [
@@ -142,14 +142,14 @@ def test_a_key_that_sets_a_family_apart_changes_what_these_models_say(name, chan
 def test_a_dynamic_table_is_that_of_a_text_that_fills_the_context(tmp_path):
     path = write_family(tmp_path, 'llama dynamic')
     ids = token_ids(96, 2 * MAX_SEQ_LEN)
-    ours = run_llama(load_family(path, max_seq_len=len(ids)), ids)
+    ours = run_model(load_family(path, max_seq_len=len(ids)), ids)
     _assert_equal(ours, logits_of(transformers_model(path), ids))
 
 
 @pytest.mark.parametrize('name', ['mpt', 'falcon 7b', 'falcon mha'])
 def test_scales_that_a_quantizer_left_behind_the_activation_divide_it(name, tmp_path):
     path = write_family(tmp_path, name)
-    before = run_llama(load_family(path), token_ids(96))
+    before = run_model(load_family(path), token_ids(96))
     tensors = load_file(path / 'model.safetensors')
     names = load_family(path).config.names
     for i in range(2):
@@ -159,7 +159,7 @@ def test_scales_that_a_quantizer_left_behind_the_activation_divide_it(name, tmp_
         down *= scales
         tensors[f'{block}.{names.mlp_scales}'] = scales
     save_file(tensors, path / 'model.safetensors', metadata={'format': 'pt'})
-    _assert_equal(run_llama(load_family(path), token_ids(96)), before)
+    _assert_equal(run_model(load_family(path), token_ids(96)), before)
 
 
 def test_alibi_obeys_the_maximum_of_its_slopes(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tiny_models import llama_config, llama_tensors, load_llama, run_llama, write_model
+from tiny_models import llama_config, llama_tensors, load_folder, run_model, write_model
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -80,15 +80,15 @@ def test_logits_agree_with_transformers(changes, tmp_path):
     ids = _token_ids(config['vocab_size'])
     expected = _transformers_logits(tmp_path, ids)
     assert expected.abs().max() > 1, 'a model that says nothing proves nothing'
-    torch.testing.assert_close(run_llama(load_llama(tmp_path), ids), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(run_model(load_folder(tmp_path), ids), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize('piece', [1, 3, 7])
 @pytest.mark.parametrize('name', ['gqa-8-2', 'llama3 rope', 'every bias'])
 def test_a_text_fed_in_pieces_gives_the_logits_of_the_whole(name, piece, tmp_path):
     config = _write(tmp_path, CONFIGS[name])
-    model, ids = load_llama(tmp_path), _token_ids(config['vocab_size'])
-    torch.testing.assert_close(run_llama(model, ids, piece), run_llama(model, ids),
+    model, ids = load_folder(tmp_path), _token_ids(config['vocab_size'])
+    torch.testing.assert_close(run_model(model, ids, piece), run_model(model, ids),
                                rtol=0, atol=1e-4)
 
 
@@ -96,7 +96,7 @@ def test_a_text_fed_in_pieces_gives_the_logits_of_the_whole(name, piece, tmp_pat
 def test_half_weights_computed_in_fp32_agree_with_transformers(dtype, tmp_path):
     _write(tmp_path, {}, dtype)
     ids = _token_ids(96)
-    torch.testing.assert_close(run_llama(load_llama(tmp_path), ids),
+    torch.testing.assert_close(run_model(load_folder(tmp_path), ids),
                                _transformers_logits(tmp_path, ids), rtol=0, atol=1e-4)
 
 
@@ -104,8 +104,8 @@ def test_half_weights_computed_in_fp32_agree_with_transformers(dtype, tmp_path):
 def test_half_activations_stay_near_those_of_fp32(dtype, tolerance, tmp_path):
     _write(tmp_path, {'attention_bias': True}, dtype)
     ids = _token_ids(96)
-    exact = run_llama(load_llama(tmp_path), ids)
-    rounded = run_llama(load_llama(tmp_path, dtype), ids)
+    exact = run_model(load_folder(tmp_path), ids)
+    rounded = run_model(load_folder(tmp_path, dtype), ids)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() < tolerance * exact.abs().max()
 
@@ -113,7 +113,7 @@ def test_half_activations_stay_near_those_of_fp32(dtype, tolerance, tmp_path):
 def test_shards_give_the_same_logits_as_one_file(tmp_path):
     config = llama_config()
     tensors = llama_tensors(config)
-    whole = load_llama(write_model(tmp_path / 'whole', config, tensors))
+    whole = load_folder(write_model(tmp_path / 'whole', config, tensors))
     sharded = tmp_path / 'sharded'
     sharded.mkdir()
     (sharded / 'config.json').write_text(json.dumps(config))
@@ -125,16 +125,16 @@ def test_shards_give_the_same_logits_as_one_file(tmp_path):
         weight_map.update({name: shard for name in part})
     (sharded / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
     ids = _token_ids(96)
-    assert torch.equal(run_llama(load_llama(sharded), ids), run_llama(whole, ids))
+    assert torch.equal(run_model(load_folder(sharded), ids), run_model(whole, ids))
 
 
 def test_a_tied_model_ignores_a_stored_head(tmp_path):
     config = llama_config(tie_word_embeddings=True)
     tensors = llama_tensors(config)
     ids = _token_ids(96)
-    bare = run_llama(load_llama(write_model(tmp_path / 'a', config, tensors)), ids)
+    bare = run_model(load_folder(write_model(tmp_path / 'a', config, tensors)), ids)
     tensors['lm_head.weight'] = tensors['model.embed_tokens.weight'].clone()
-    stored = run_llama(load_llama(write_model(tmp_path / 'b', config, tensors)), ids)
+    stored = run_model(load_folder(write_model(tmp_path / 'b', config, tensors)), ids)
     assert torch.equal(bare, stored)
 
 
@@ -144,12 +144,12 @@ def test_a_model_that_is_not_tied_needs_its_head(tmp_path):
     del tensors['lm_head.weight']
     write_model(tmp_path, config, tensors)
     with pytest.raises(CheckpointError, match='lm_head'):
-        load_llama(tmp_path)
+        load_folder(tmp_path)
 
 
 def test_the_last_logits_are_those_of_all_logits(tmp_path):
     _write(tmp_path, {})
-    model, ids = load_llama(tmp_path), torch.tensor(_token_ids(96))
+    model, ids = load_folder(tmp_path), torch.tensor(_token_ids(96))
     every = model.forward(ids, KVCache(model.config, 1, 64, torch.float32, ids.device), 0, 0,
                           all_logits=True)
     last = model.forward(ids, KVCache(model.config, 1, 64, torch.float32, ids.device), 0, 0)
@@ -158,32 +158,32 @@ def test_the_last_logits_are_those_of_all_logits(tmp_path):
 
 def test_two_slots_do_not_mix(tmp_path):
     _write(tmp_path, {})
-    model, ids = load_llama(tmp_path), _token_ids(96, 20)
+    model, ids = load_folder(tmp_path), _token_ids(96, 20)
     other = ids[::-1]
     cache = KVCache(model.config, 2, 32, torch.float32, torch.device('cpu'))
     turns = [(slot, i) for i in range(20) for slot in (0, 1)]
     logits = {turn: model.forward(torch.tensor([(ids, other)[turn[0]][turn[1]]]), cache, *turn)
               for turn in turns}
     for slot, text in enumerate((ids, other)):
-        alone = run_llama(model, text)
+        alone = run_model(model, text)
         mixed = torch.stack([logits[slot, i] for i in range(20)])
         torch.testing.assert_close(mixed, alone, rtol=0, atol=1e-4)
 
 
 def test_what_lies_behind_the_present_position_has_no_influence(tmp_path):
     _write(tmp_path, {})
-    model = load_llama(tmp_path)
+    model = load_folder(tmp_path)
     cache = KVCache(model.config, 1, 32, torch.float32, torch.device('cpu'))
     ids = torch.tensor(_token_ids(96, 20))
     model.forward(ids, cache, 0, 0)
     again = model.forward(ids[4:8].flip(0), cache, 0, 4)
-    fresh = run_llama(model, [*ids[:4].tolist(), *ids[4:8].flip(0).tolist()])[-1]
+    fresh = run_model(model, [*ids[:4].tolist(), *ids[4:8].flip(0).tolist()])[-1]
     torch.testing.assert_close(again, fresh, rtol=0, atol=1e-5)
 
 
 def test_a_text_beyond_the_cache_is_refused_with_both_lengths(tmp_path):
     _write(tmp_path, {})
-    model = load_llama(tmp_path)
+    model = load_folder(tmp_path)
     cache = KVCache(model.config, 1, 8, torch.float32, torch.device('cpu'))
     with pytest.raises(KernelError, match='9 positions, got 8'):
         model.forward(torch.arange(9), cache, 0, 0)
@@ -191,7 +191,7 @@ def test_a_text_beyond_the_cache_is_refused_with_both_lengths(tmp_path):
 
 def test_the_cache_takes_the_bytes_that_are_announced(tmp_path):
     _write(tmp_path, {})
-    model = load_llama(tmp_path)
+    model = load_folder(tmp_path)
     cache = KVCache(model.config, 3, 10, torch.bfloat16, torch.device('cpu'))
     layers = [cache.layer(i, slot) for i in range(2) for slot in range(3)]
     taken = sum(t.numel() * t.element_size() for layer in layers for t in layer[:2])
@@ -202,10 +202,10 @@ def test_the_cache_takes_the_bytes_that_are_announced(tmp_path):
 @pytest.mark.parametrize('dtype, tolerance', [('int8', 0.02), ('int4', 0.15)])
 def test_a_rounded_head_gives_nearly_the_same_logits(tmp_path, dtype, tolerance, tied):
     _write(tmp_path, {'tie_word_embeddings': tied})
-    model, ids = load_llama(tmp_path), torch.arange(9)
-    before, embedding = run_llama(model, ids.tolist()), model.embedding.clone()
+    model, ids = load_folder(tmp_path), torch.arange(9)
+    before, embedding = run_model(model, ids.tolist()), model.embedding.clone()
     model.quantize_head(dtype)
-    after = run_llama(model, ids.tolist())
+    after = run_model(model, ids.tolist())
     assert not isinstance(model.lm_head.weight, torch.Tensor) and not torch.equal(before, after)
     assert (after - before).abs().max() < tolerance * before.abs().max()
     assert torch.equal(model.embedding, embedding)
@@ -216,7 +216,7 @@ def test_the_input_of_an_int4_head_is_rounded_as_that_of_other_linears(tmp_path,
     if extension.load() is None:
         pytest.skip(extension.why_absent())
     _write(tmp_path, {})
-    model = load_llama(tmp_path)
+    model = load_folder(tmp_path)
     model.quantize_head('int4', int8)
     assert model.lm_head.activation_group == group
 
@@ -226,7 +226,7 @@ def test_the_input_of_an_int4_head_is_rounded_as_that_of_other_linears(tmp_path,
     ({}, 'expected groups whose scale fp16 holds')])
 def test_a_head_that_int4_cannot_hold_is_refused(tmp_path, changes, reason):
     _write(tmp_path, changes)
-    model = load_llama(tmp_path)
+    model = load_folder(tmp_path)
     model.lm_head.weight[3, 5] = 1e7
     with pytest.raises(CheckpointError, match=f'lm_head: .*{reason}'):
         model.quantize_head('int4')

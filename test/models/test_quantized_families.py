@@ -20,7 +20,7 @@ from family_models import (
     FAMILIES, load_family, logits_of, MAX_SEQ_LEN, PROMPT_LEN, quantize_family, token_ids,
     transformers_model, write_family)
 import pytest
-from tiny_models import run_llama
+from tiny_models import run_model
 import torch
 from torch import Tensor
 
@@ -51,7 +51,7 @@ class Subject:
 
     def error(self, **options) -> float:
         """Return the largest difference to them, of the largest of them; of pieces of 7 tokens."""
-        logits = run_llama(load_family(self.path, **options), self.ids, 7)
+        logits = run_model(load_family(self.path, **options), self.ids, 7)
         return ((logits - self.expected).abs().max() / self.expected.abs().max()).item()
 
 

@@ -135,6 +135,9 @@ def test_who_will_not_wait_is_refused_while_another_is_served(client):
     client.wait_for_chunks(running)
     message = refused(client, 'The cat', Response.QUEUE_FULL, policy=Prompt.REJECT_IF_BUSY)
     assert 'queue: expected an idle engine' in message
+    # Before an image is looked for, which would be refused by another name.
+    refused(client, 'What is it?', Response.QUEUE_FULL, policy=Prompt.REJECT_IF_BUSY,
+            image=Prompt.NEWEST_IMAGE)
     client.wait(lambda: client.answer(running).whole)
     answer = client.ask('The cat', policy=Prompt.REJECT_IF_BUSY, max_new_tokens=5)
     assert answer.response.error_code == Response.NO_ERROR

@@ -17,7 +17,7 @@ import math
 
 import pytest
 from tiny_models import (
-    data_path, llama_config, llama_tensors, load_llama, quantize_folder, run_llama, write_model)
+    data_path, llama_config, llama_tensors, load_folder, quantize_folder, run_model, write_model)
 import torch
 
 from tinychat_ros.engine.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ _TEXTS = [[i * 7 % 96 for i in range(40)], [], [5], [i * i % 96 for i in range(6
 @pytest.fixture
 def model(tmp_path):
     config = llama_config()
-    return load_llama(write_model(tmp_path, config, llama_tensors(config)))
+    return load_folder(write_model(tmp_path, config, llama_tensors(config)))
 
 
 def _encode(text):
@@ -44,16 +44,21 @@ def _encode(text):
 def _stories(path, count):
     """Return the ids of the last stories, cut to the context."""
     texts = read_texts(data_path('text/tinystories-cal.txt'), '<|endoftext|>')[-count:]
-    context = load_llama(path).config.max_position_embeddings
+    context = load_folder(path).config.max_position_embeddings
     return token_lists(texts, Tokenizer.load(path).encode, context, separate=True)
 
 
 def test_it_is_the_exponential_of_the_mean_over_every_token_but_the_first_of_each_text(model):
-    losses = [-torch.log_softmax(run_llama(model, ids).double(), -1)[position, ids[position + 1]]
+    losses = [-torch.log_softmax(run_model(model, ids).double(), -1)[position, ids[position + 1]]
               for ids in _TEXTS for position in range(len(ids) - 1)]
     found = perplexity(model, _TEXTS, _CPU)
     assert found.tokens == len(losses) == 39 + 63 + 1
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+
+
+def test_a_token_that_the_model_does_not_embed_is_refused(model):
+    with pytest.raises(ConfigError, match='text: expected tokens below 96, .* got 96'):
+        perplexity(model, [[1, 2], [], [3, 96]], _CPU)
 
 
 @pytest.mark.parametrize('piece', [1, 7, 39, 63])
@@ -88,7 +93,7 @@ def test_separate_texts_are_cut_and_others_fall_into_windows():
     ('stories260K-pad192', 4.4764), ('babyllama105-pad384', 2.2302)])
 def test_the_perplexity_of_trained_models_is_the_known_one(name, expected):
     path = data_path(f'models/{name}')
-    found = perplexity(load_llama(path), _stories(path, 30), _CPU)
+    found = perplexity(load_folder(path), _stories(path, 30), _CPU)
     assert found.perplexity == pytest.approx(expected, abs=5e-4)
 
 
@@ -96,7 +101,7 @@ def test_the_perplexity_of_trained_models_is_the_known_one(name, expected):
 def test_int8_activations_change_little_in_a_model_of_4_bits(name, group, tmp_path):
     path = quantize_folder(data_path(f'models/{name}'), tmp_path, group)
     ids = _stories(path, 10)
-    exact, rounded = (perplexity(load_llama(path, int8_activations=int8), ids, _CPU).perplexity
+    exact, rounded = (perplexity(load_folder(path, int8_activations=int8), ids, _CPU).perplexity
                       for int8 in (False, True))
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.01)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from family_sources import samples, scales_name, SOURCES, VOCABULARY, write_source
 import pytest
-from tiny_models import run_llama, write_model
+from tiny_models import run_model, write_model
 import torch
 from torch import Tensor
 
@@ -69,7 +69,7 @@ def _load(path):
 
 def _logits(path, *texts):
     model = _load(path)
-    return torch.cat([run_llama(model, ids) for ids in texts or [IDS]])
+    return torch.cat([run_model(model, ids) for ids in texts or [IDS]])
 
 
 def _stored(path):
@@ -222,6 +222,16 @@ def test_every_method_writes_what_the_engine_loads_and_awq_loses_less(name, sour
     assert {tensor.dtype for tensor in stored} == {torch.float16, torch.int32}
     assert 0 < errors['awq'] < errors['rtn']
     assert 0 < max(errors.values()) < 0.3
+
+
+def test_numbers_in_a_tower_stay_as_they_are(source, tmp_path):
+    old = tmp_path / 'old'
+    places = {'vision_tower.embeddings.position_ids': torch.arange(10)[None]}
+    write_model(old, read_json(source('llava') / 'config.json'),
+                {**_stored(source('llava')), **places})
+    _quantize(old, tmp_path / 'out', SCHEMES['rtn'])
+    for name, numbers in places.items():
+        assert torch.equal(_stored(tmp_path / 'out')[name], numbers)
 
 
 def _split(tensors):

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import save_file
 from tiny_models import (
-    linear_shapes, llama_config, llama_tensors, load_llama, run_llama, write_chat_model,
+    linear_shapes, llama_config, llama_tensors, load_folder, run_model, write_chat_model,
     write_model)
 import torch
 
@@ -55,7 +55,7 @@ def _source(tmp_path, dtype=torch.float32, extra=None, **changes):
 
 
 def _logits(path):
-    return run_llama(load_llama(path), _IDS)
+    return run_model(load_folder(path), _IDS)
 
 
 def _is_near(tmp_path, most):

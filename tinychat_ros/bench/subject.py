@@ -69,8 +69,9 @@ def of_checkpoint(config: EngineConfig, max_seq_len: int) -> Subject:
 
     :raises TinychatError: it cannot be loaded; see errors.py for the kinds.
     """
-    device, dtype = config.torch_device(), config.torch_dtype()
     with CheckpointReader(config.model_path) as reader:
+        config = config.for_model(reader.config)
+        device, dtype = config.torch_device(), config.torch_dtype()
         size = weight_bytes(reader, dtype, device)
         torch.set_num_threads(config.threads(size))
         check_fit(str(reader.path), size, reader.config, config.torch_kv_dtype(), 1, max_seq_len,

@@ -63,7 +63,10 @@ class LayerGroup(NamedTuple):
 
 def summarize_layers(reader: CheckpointReader) -> list[LayerSummary]:
     """Describe every linear of a checkpoint, in the order of the names."""
-    names = formats.layer_names(reader) - {reader.config.names.embedding}
+    tables, vision = {reader.config.names.embedding}, reader.config.vision
+    if vision is not None:
+        tables.add(f'{vision.tower}.embeddings.position_embedding')
+    names = formats.layer_names(reader) - tables
     return [_summarize(reader, name) for name in sorted(names, key=_natural)]
 
 

@@ -116,7 +116,8 @@ def _bench(args: argparse.Namespace) -> int:
         subject = of_shape(args.shape, args.group_size or _GROUP_SIZE, config, max_seq_len)
     with on_processors(config.processor_set()):
         measured = measure(subject, args.context, args.prefill)
-    document = {**_machine(config), 'isa': isa, 'shape': args.shape, 'model': args.model,
+    machine = _machine(config.for_model(subject.model.config))
+    document = {**machine, 'isa': isa, 'shape': args.shape, 'model': args.model,
                 **figures(measured)}
     for line in table(document):
         print(line, file=sys.stderr if args.json else sys.stdout)

@@ -64,8 +64,9 @@ def add(commands: Any) -> None:
 def _perplexity(args: argparse.Namespace) -> int:
     config = EngineConfig(model=args.model, device=args.device, dtype=args.dtype,
                           num_threads=args.threads)
-    device, dtype = config.torch_device(), config.torch_dtype()
     with CheckpointReader(config.model_path) as reader:
+        config = config.for_model(reader.config)
+        device, dtype = config.torch_device(), config.torch_dtype()
         context = _context(args, config, reader.config.max_position_embeddings)
         texts = _texts(args, load_tokenizer(reader), context)
         torch.set_num_threads(config.threads(weight_bytes(reader, dtype, device)))

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import os
 from pathlib import Path
 import re
@@ -26,6 +26,7 @@ import torch
 from tinychat_ros.checkpoint.loader import available_memory
 from tinychat_ros.errors import ConfigError
 from tinychat_ros.kernels import cpu
+from tinychat_ros.models.config import ModelConfig
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / 'demo_model'
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -54,7 +55,7 @@ class EngineConfig:
     :param model: checkpoint folder; '' or 'demo' is the embedded demo model.
     :param device: 'cpu', 'cuda', or 'auto': the GPU where there is one.
     :param dtype: of activations and plain weights; 'auto' is float32 on the CPU and float16 on
-        the GPU.
+        the GPU, or bfloat16 for a model that exceeds float16.
     :param max_seq_len: positions per slot, prompt and answer together; 0 is what the model was
         trained for, at most 2048.
     :param activations: of linears of 4 bits or less. 'fp16' leaves them in dtype (W4A16), 'int8'
@@ -134,6 +135,12 @@ class EngineConfig:
         path = Path(os.path.expanduser(self.weight_cache or os.path.join(default, 'tinychat_ros')))
         # A process may have no home, and the caches of others do not belong in its folder.
         return path if self.weight_cache or path.is_absolute() else None
+
+    def for_model(self, shape: ModelConfig) -> EngineConfig:
+        """Return these options with the dtype that 'auto' is for a model on a GPU."""
+        if shape.exceeds_fp16 and self.dtype == 'auto' and self.torch_device().type == 'cuda':
+            return replace(self, dtype='bfloat16')
+        return self
 
     def torch_device(self) -> torch.device:
         """Return the device to run on."""

@@ -25,8 +25,10 @@ from tinychat_ros.errors import EngineBusyError
 
 _LOGGER = logging.getLogger(__name__)
 
-# Histories are text and small, but a robot that names each visitor's anew must not grow for ever.
+# Histories are small, but a robot that names each visitor's anew must not grow for ever.
 MAX_CONVERSATIONS = 1000
+# Of all histories together; LLaVA is shown a third of a megabyte of each.
+MAX_IMAGES = 250
 
 
 @dataclass
@@ -55,6 +57,11 @@ class Conversation:
     def turns(self) -> int:
         """Return the number of the user's messages."""
         return sum(m.role == 'user' for m in self.messages)
+
+    @property
+    def images(self) -> int:
+        """Return the number of images that were shown."""
+        return sum(m.image is not None for m in self.messages)
 
     def with_request(self, request: Request, default_system: str) -> list[Message]:
         """Return the messages to answer: system prompt, history or its replacement, the text."""
@@ -175,9 +182,11 @@ class ConversationStore:
     def end(self, conversation: Conversation) -> None:
         """End an answer; a conversation that was forgotten meanwhile gives its slot back."""
         with self._lock:
-            conversation.active = False
             if self._conversations.get(conversation.conversation_id) is not conversation:
                 self._release(conversation)
+            elif conversation.images:
+                self._make_room_for_images()
+            conversation.active = False
 
     def remove(self, conversation_id: str) -> bool:
         """Forget a conversation and free its slot; False when there was none."""
@@ -195,10 +204,19 @@ class ConversationStore:
 
     def _make_room(self) -> None:
         if len(self._conversations) >= MAX_CONVERSATIONS:
-            oldest = next(c.conversation_id for c in self if not c.active)
-            _LOGGER.warning('%d conversations are kept at most: forgetting %r',
-                            MAX_CONVERSATIONS, oldest)
-            self.remove(oldest)
+            oldest = next(c for c in self if not c.active)
+            self._forget(oldest, f'{MAX_CONVERSATIONS} conversations')
+
+    def _make_room_for_images(self) -> None:
+        surplus = sum(c.images for c in self) - MAX_IMAGES
+        for conversation in self:
+            if surplus > 0 and conversation.images and not conversation.active:
+                surplus -= conversation.images
+                self._forget(conversation, f'{MAX_IMAGES} images')
+
+    def _forget(self, conversation: Conversation, limit: str) -> None:
+        _LOGGER.warning('%s are kept at most: forgetting %r', limit, conversation.conversation_id)
+        self.remove(conversation.conversation_id)
 
     def _least_used(self) -> Conversation:
         for conversation in self:

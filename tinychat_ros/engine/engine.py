@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import logging
 from pathlib import Path
 import threading
@@ -35,7 +35,8 @@ from tinychat_ros.engine.chat_template import ChatTemplate, find_template, read_
 from tinychat_ros.engine.config import ACTIVATIONS, EngineConfig
 from tinychat_ros.engine.conversation import Conversation, ConversationStore
 from tinychat_ros.engine.graph_runner import make_runner
-from tinychat_ros.engine.image_processor import ImageProcessor
+from tinychat_ros.engine.image import Image
+from tinychat_ros.engine.image_processor import FittedImage, ImageProcessor
 from tinychat_ros.engine.request import (
     check_unicode, Chunk, FinishReason, Message, Request)
 from tinychat_ros.engine.sampler import SamplingParams
@@ -85,10 +86,10 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        self._config = config
-        device, dtype = config.torch_device(), config.torch_dtype()
         with CheckpointReader(config.model_path) as reader:
             shape = reader.config
+            self._config = config = config.for_model(shape)
+            device, dtype = config.torch_device(), config.torch_dtype()
             max_seq_len = config.seq_len(shape.max_position_embeddings)
             size = weight_bytes(reader, dtype, device)
             torch.set_num_threads(config.threads(size))
@@ -99,7 +100,7 @@ class Engine:
             if shape.vision is not None:
                 token = image_token(self.tokenizer, shape.vision.image_token_index)
                 processor = ImageProcessor.load(config.model_path, shape.vision.image_size)
-            self._chat_prompt = _load_chat_prompt(config, self.tokenizer, token)
+            self._chat_prompt = _load_chat_prompt(config, self.tokenizer, token, shape.vocab_size)
             self._stop_ids = _stop_ids(reader, self.tokenizer, self._chat_prompt)
             recommended = reader.generation_config()
             self.default_sampling = SamplingParams.from_generation_config(recommended)
@@ -194,21 +195,26 @@ class Engine:
         return False
 
     def _generate(self, request: Request) -> Iterator[Chunk]:
-        self._admit_image(request)
+        self._admit_images(request)
         conversation = self._conversations.begin(request.conversation_id)
         try:
             yield from self._answer(request, conversation)
         finally:
             self._conversations.end(conversation)
 
-    def _admit_image(self, request: Request) -> None:
-        shown = request.image is not None or any(m.image is not None for m in request.messages)
-        if shown and self._vision is None:
+    def _admit_images(self, request: Request) -> None:
+        if not any([request.image, *(message.image for message in request.messages)]):
+            return
+        if self._vision is None:
             raise ModelCannotSeeError(f'image: expected none, since {self.info.name} takes text '
                                       'alone, got one')
-        if request.image is not None:
-            # Histories keep it, and that of a camera may have 100 times the pixels.
-            request.image = self._vision.fitted(request.image)
+
+        def fitted(image: Optional[Image]) -> Optional[FittedImage]:
+            return image and self._vision.fitted(image)
+
+        # Histories keep them, and that of a camera may have 100 times the pixels.
+        request.image = fitted(request.image)
+        request.messages = tuple(replace(m, image=fitted(m.image)) for m in request.messages)
 
     def _answer(self, request: Request, conversation: Conversation) -> Iterator[Chunk]:
         prompt = self._prompt(conversation, request)
@@ -285,6 +291,9 @@ class Engine:
             images = [message.image for message in messages]
         if not ids:
             raise InvalidRequestError('text: expected a prompt of one token or more, got none')
+        if max(ids) >= self.info.vocab_size:
+            raise InvalidRequestError(f'text: expected tokens below {self.info.vocab_size}, as '
+                                      f'many as the model embeds, got {max(ids)}')
         if self._vision is None:
             return Prompt(ids)
         return self._vision.prompt(ids, [image for image in images if image is not None])
@@ -307,18 +316,22 @@ def load_tokenizer(reader: CheckpointReader) -> Tokenizer:
     """
     Read the tokenizer of an open checkpoint.
 
-    :raises TokenizerError: there is none, or it has tokens that the model does not embed.
+    Tokens may have been added that the model does not embed: Gemma 3 of 1B has that for images of
+    its larger sisters.
+
+    :raises TokenizerError: there is none, or it has other tokens that the model does not embed.
     """
-    tokenizer = Tokenizer.load(reader.path)
-    if tokenizer.vocab_size > reader.config.vocab_size:
+    tokenizer, vocab_size = Tokenizer.load(reader.path), reader.config.vocab_size
+    added = sum(tokenizer.token_id(text) >= vocab_size for text in tokenizer.added_tokens)
+    if tokenizer.vocab_size - added > vocab_size:
         raise TokenizerError(
-            f'{reader.path}: expected a tokenizer of at most {reader.config.vocab_size} tokens, '
-            f'as many as the model embeds, got one of {tokenizer.vocab_size}')
+            f'{reader.path}: expected a tokenizer of at most {vocab_size} tokens, as many as the '
+            f'model embeds, got one of {tokenizer.vocab_size}')
     return tokenizer
 
 
 def _load_chat_prompt(config: EngineConfig, tokenizer: Tokenizer,
-                      image_token_text: str) -> Optional[ChatPrompt]:
+                      image_token_text: str, vocab_size: int) -> Optional[ChatPrompt]:
     path, fallback = config.model_path, None
     if config.chat_template:
         source = read_template(Path(config.chat_template).expanduser())
@@ -333,6 +346,10 @@ def _load_chat_prompt(config: EngineConfig, tokenizer: Tokenizer,
                      fallback.name)
         source = fallback.source
     template = ChatTemplate(source, tokenizer.special_tokens, image_token_text)
+    for text in tokenizer.added_tokens:
+        if text in source and tokenizer.token_id(text) >= vocab_size:
+            raise TokenizerError(f'{path}: expected a chat template of the {vocab_size} tokens '
+                                 f'that the model embeds, got {text!r} in it')
     return ChatPrompt(template, tokenizer, fallback.stop if fallback else ())
 
 

@@ -67,7 +67,9 @@ class ImageProcessor:
         if not file.exists():
             file = path / 'processor_config.json'
         content = read_json(file)
-        config = {**_STEPS, **_NUMBERS, **content.get('image_processor', content)}
+        given = content.get('image_processor', content)
+        # Some versions of transformers write null for what is as usual.
+        config = {**_STEPS, **_NUMBERS, **{k: v for k, v in given.items() if v is not None}}
         for key, built in _STEPS.items():
             if config[key] != built:
                 raise CheckpointError(f'{file}: {key}: expected {built!r}, got {config[key]!r}')

@@ -72,8 +72,8 @@ class Request:
     One prompt.
 
     :param text: what the user says.
-    :param image: what the user shows with ``text``; the engine leaves in it what the model sees.
-        A raw text has the token for it.
+    :param image: what the user shows with ``text``; a raw text has the token for it. The engine
+        leaves in it, and in those of ``messages``, what the model sees.
     :param messages: when given, they replace the conversation's history; ``text`` may then be
         empty, if the last of them asks for an answer.
     :param system: system prompt; '' keeps the conversation's own.

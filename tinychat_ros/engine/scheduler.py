@@ -160,6 +160,11 @@ class Scheduler:
             self._changed.notify_all()
         self._end(obsolete, FinishReason.PREEMPTED)
 
+    def check(self, request: Request) -> None:
+        """Raise what :meth:`submit` would raise now, and take nothing."""
+        with self._changed:
+            self._check(request, self._obsolete(request))
+
     def check_id(self, request_id: str) -> None:
         """
         Refuse an id in use.

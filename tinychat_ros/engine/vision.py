@@ -70,7 +70,7 @@ class Vision:
         """Return what the model sees of an image; see ImageProcessor.fitted."""
         return self._processor.fitted(image)
 
-    def prompt(self, token_ids: Sequence[int], images: Sequence[Image]) -> Prompt:
+    def prompt(self, token_ids: Sequence[int], images: Sequence[FittedImage]) -> Prompt:
         """
         Put an image wherever the tokens have one for it.
 
@@ -79,11 +79,10 @@ class Vision:
         if list(token_ids).count(self._token) != len(images):
             raise ImageError(f'image: expected a prompt with {len(images)} tokens for images, got '
                              f'{list(token_ids).count(self._token)}')
-        fitted = [self.fitted(image) for image in images]
-        keys = iter(image.key for image in fitted)
+        keys = iter(image.key for image in images)
         ids = [i for token in token_ids
                for i in (self._ids(next(keys)) if token == self._token else [token])]
-        return Prompt(ids, {image.key: image for image in fitted})
+        return Prompt(ids, {image.key: image for image in images})
 
     def features(self, ids: Sequence[int], images: Mapping[int, FittedImage],
                  interrupted: Callable[[], bool]) -> Optional[Tensor]:

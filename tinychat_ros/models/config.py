@@ -49,6 +49,7 @@ class ModelConfig:
     :param clip_qkv: bounds what queries, keys and values are projected to; 0 leaves it.
     :param qkv_grouped: the rows of the checkpoint's one QKV matrix are, for each KV head, those of
         its query heads, its key and its value.
+    :param exceeds_fp16: what flows between its blocks grows beyond the numbers of fp16.
     :param vision: of a model that sees, the tower whose output its prompts hold.
     """
 
@@ -79,6 +80,7 @@ class ModelConfig:
     final_logit_softcapping: float = 0.0
     embedding_scale: float = 1.0
     qkv_grouped: bool = False
+    exceeds_fp16: bool = False
     names: Names = field(default_factory=Names)
     vision: Optional[VisionConfig] = None
 

@@ -71,6 +71,7 @@ def _read(config: Mapping[str, Any], names: Names, windows: tuple[int, ...],
     refuse(config, 'use_bidirectional_attention', False)
     return ModelConfig.from_dict(
         config, **ropes, names=names, sliding_windows=windows, norm_offset=1.0,
+        exceeds_fp16=True,
         hidden_act=activation(config, 'hidden_activation', 'gelu_pytorch_tanh'),
         attention_scale=number(config, 'query_pre_attn_scalar', 256) ** -0.5,
         attn_logit_softcapping=optional_number(config, 'attn_logit_softcapping'),

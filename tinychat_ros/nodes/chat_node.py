@@ -334,10 +334,14 @@ class ChatNode(LifecycleNode):
         # Before anything else: an error would end the chunks of the other under this id.
         self._scheduler.check_id(request_id)
         check_prompt(prompt, parameters.value(self, 'max_text_bytes'))
-        return to_request(
+        request = to_request(
             prompt, request_id, parameters.value(self, 'max_new_tokens'),
             parameters.sampling(self), self._engine.default_sampling,
-            now=self.get_clock().now().nanoseconds * 1e-9, image=self._camera.image_for(prompt))
+            now=self.get_clock().now().nanoseconds * 1e-9)
+        # An image takes longer to decode than all else here, and interrupts wait for this thread.
+        self._scheduler.check(request)
+        request.image = self._camera.image_for(prompt)
+        return request
 
     def _refuse(self, response):
         response.message = f'{_NOT_ACTIVE}, got {self._problem or self._lifecycle_state}'

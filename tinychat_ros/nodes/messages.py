@@ -18,13 +18,12 @@ from __future__ import annotations
 from dataclasses import replace
 import math
 import time
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping
 
 from builtin_interfaces.msg import Time
 
 from tinychat_ros.engine.conversation import Conversation
 from tinychat_ros.engine.engine import ModelInfo
-from tinychat_ros.engine.image import Image
 from tinychat_ros.engine.request import Message, Policy, Request
 from tinychat_ros.engine.sampler import SamplingParams
 from tinychat_ros.errors import (
@@ -69,17 +68,15 @@ _ERROR_CODES = (
 
 
 def to_request(prompt: Prompt, request_id: str, max_new_tokens: int,
-               overrides: Mapping[str, Any], default: SamplingParams, now: float,
-               image: Optional[Image] = None) -> Request:
+               overrides: Mapping[str, Any], default: SamplingParams, now: float) -> Request:
     """
-    Turn a prompt into a request.
+    Turn a prompt into a request, without its image.
 
     :param request_id: for a prompt without one.
     :param max_new_tokens: for a prompt that names none.
     :param overrides: sampling parameters of the node, before those of the prompt.
     :param default: sampling parameters of the checkpoint.
     :param now: the node's clock, in seconds, against which the deadline counts.
-    :param image: the one that the prompt asks for.
     :raises InvalidRequestError: a field is out of its range.
     """
     if prompt.policy not in set(Policy):
@@ -96,7 +93,7 @@ def to_request(prompt: Prompt, request_id: str, max_new_tokens: int,
         max_new_tokens=prompt.max_new_tokens or max_new_tokens,
         sampling=replace(default, **{**overrides, **_sampling(prompt)}),
         deadline=_deadline(prompt.deadline, now), priority=prompt.priority,
-        policy=Policy(prompt.policy), image=image)
+        policy=Policy(prompt.policy))
 
 
 def error_code(error: Exception) -> int:

@@ -52,12 +52,16 @@ def perplexity(model: CausalLM, token_lists: Sequence[Sequence[int]],
 
     :param token_lists: texts that know nothing of each other, none longer than the context that
         the model was loaded with. Those of one token and less count nothing.
-    :raises ConfigError: no text has two tokens.
+    :raises ConfigError: no text has two tokens, or one has what the model does not embed.
     """
     longest = max(map(len, token_lists), default=0)
     if longest < 2:
         raise ConfigError(f'text: expected one of 2 tokens or more, got {len(token_lists)} texts '
                           f'of at most {longest}')
+    largest, vocab_size = max(chain.from_iterable(token_lists)), model.config.vocab_size
+    if largest >= vocab_size:
+        raise ConfigError(f'text: expected tokens below {vocab_size}, as many as the model '
+                          f'embeds, got {largest}')
     cache = KVCache(model.config, 1, longest, model.dtype, device)
     losses = chain.from_iterable(_losses(model, cache, ids, device) for ids in token_lists)
     total = sum(loss.double().sum() for loss in losses)

@@ -86,11 +86,13 @@ def other_tensors(reader: CheckpointReader) -> dict[str, StoredWeight]:
         read[bias] = [model.hidden_size]
     if not model.tie_word_embeddings:
         read[f'{names.lm_head}.weight'] = table
-    if model.vision is not None:
-        towers = (f'{model.vision.tower}.', f'{model.vision.projector}.')
-        read |= {name: reader.shape(name) for name in reader.names if name.startswith(towers)}
     others = {name: reader.stored(name) for name in sorted(reader.names)
               if not in_blocks(model, name)}
+    if model.vision is not None:
+        towers = (f'{model.vision.tower}.', f'{model.vision.projector}.')
+        # Old towers number their positions in a tensor of integers.
+        read |= {name: list(tensor.shape) for name, tensor in others.items()
+                 if name.startswith(towers) and tensor.is_floating_point()}
     for name, shape in read.items():
         others[name] = _floats(reader, name, shape).half()
     return others
