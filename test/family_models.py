@@ -119,6 +119,9 @@ FAMILIES = {
         6, 3, 32, num_hidden_layers=3, use_sliding_window=True, sliding_window=5,
         max_window_layers=2)),
     'phi3': Family('phi3', _phi3(2, 2, 96, sliding_window=2047)),
+    'phi3 partial': Family('phi3', _phi3(4, 2, 16, partial_rotary_factor=0.75)),
+    'phi3 partial long': Family('phi3', _phi3(
+        4, 1, 32, partial_rotary_factor=0.75, **_longrope(24, 32))),
     'phi3 window': Family('phi3', _phi3(4, 1, 32, sliding_window=9)),
     'phi3 long': Family('phi3', _phi3(4, 2, 16, **_longrope(16, 32))),
     'phi3 short': Family('phi3', _phi3(

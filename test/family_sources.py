@@ -45,6 +45,8 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     'qwen2 with biases': ('qwen2', _SIZES),
     'qwen3 with head norms': ('qwen3', {**_SIZES, 'head_dim': 32}),
     'phi3 with merged matrices': ('phi3', {**_SIZES, 'pad_token_id': 0}),
+    'phi3 with partial rotation': ('phi3', {
+        **_SIZES, 'pad_token_id': 0, 'partial_rotary_factor': 0.75}),
     'phi3 of a long context': ('phi3', {**_SIZES, **_LONG, 'pad_token_id': 0}),
     'gemma2 with post norms': ('gemma2', {**_SIZES, **_ALTERNATING}),
     'gemma3 with every norm': ('gemma3_text', {**_SIZES, **_ALTERNATING}),

@@ -295,6 +295,11 @@ LAYOUTS = {
     'phi 3.5': like_llama(
         {**phi3(rope_scaling={**_LONG, 'type': 'longrope'}), 'max_position_embeddings': 131072,
          'sliding_window': 262144}, linears=_PHI3_LINEARS),
+    'phi 4 mini': like_llama(
+        {**phi3(rope_scaling={key: [1.0 + i for i in range(6)] for key in _LONG}
+                | {'type': 'longrope'}, partial_rotary_factor=0.75),
+         'max_position_embeddings': 131072, 'sliding_window': 262144, 'tie_word_embeddings': True},
+        rest=TIED, linears=_PHI3_LINEARS),
     'gemma 2': like_llama(
         _named('gemma2', 'Gemma2ForCausalLM', attn_logit_softcapping=50.0, head_dim=16,
                cache_implementation='hybrid', eos_token_id=[1, END], hidden_size=_H,

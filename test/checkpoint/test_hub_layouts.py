@@ -16,7 +16,7 @@
 import json
 
 from hub_layouts import (
-    END, GEMMA3, GEMMA_NORMS, GROUP, HEAD_NORMS, LAYOUTS, like_llama, phi3, TIED, VOCAB,
+    END, GEMMA3, GEMMA_NORMS, GROUP, HEAD_NORMS, LAYOUTS, like_llama, TIED, VOCAB,
     write_layout)
 import pytest
 from tiny_llava import random_image
@@ -164,10 +164,4 @@ def test_weights_of_another_layout_are_refused_with_what_there_is(file, named, t
     (tmp_path / 'config.json').write_text(json.dumps(llama_config()))
     (tmp_path / file).write_bytes(b'')
     with pytest.raises(CheckpointError, match=named):
-        _load(tmp_path)
-
-
-def test_phi_4_mini_is_refused_by_its_partial_rotation(tmp_path):
-    (tmp_path / 'config.json').write_text(json.dumps(phi3(partial_rotary_factor=0.75)))
-    with pytest.raises(UnsupportedModelError, match='partial_rotary_factor: expected 1'):
         _load(tmp_path)

@@ -25,7 +25,7 @@ from tinychat_ros.kernels import ops
 from tinychat_ros.kernels.linear import Linear
 from tinychat_ros.kernels.packing import gate_up_order, rotary_order
 from tinychat_ros.models.config import ModelConfig
-from tinychat_ros.models.layers import alibi_slopes, grouped_rows, WeightSource
+from tinychat_ros.models.layers import alibi_slopes, qkv_rows, WeightSource
 from tinychat_ros.models.rope import RopeConfig, rotary_table
 
 
@@ -167,7 +167,7 @@ def _qkv(config: ModelConfig, weights: WeightSource, prefix: str) -> tuple[Linea
         _below(prefix, config.names.qkv), sizes if len(config.names.qkv) > 1 else [sum(sizes)],
         config.hidden_size,
         rotary_order(heads + kv_heads, kv_heads, head_dim) if fused else None,
-        grouped_rows(heads, kv_heads, head_dim) if config.qkv_grouped else None)
+        qkv_rows(heads, kv_heads, head_dim, config.rotary_dim, config.qkv_grouped))
 
 
 def _gate_up(config: ModelConfig, weights: WeightSource, prefix: str) -> tuple[Linear, ...]:

@@ -116,6 +116,11 @@ class ModelConfig:
         parsed._check()
         return parsed
 
+    @property
+    def rotary_dim(self) -> int:
+        """Return how many dimensions of a head are rotated, or stay all where they are."""
+        return self.head_dim if self.rope is None else self.rope.rotary_dim(self.head_dim)
+
     def _check(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
@@ -128,6 +133,11 @@ class ModelConfig:
         if self.head_dim % 2:
             raise CheckpointError(f'config.json: head_dim: expected an even number, '
                                   f'got {self.head_dim}')
+        for rope in (self.rope, self.local_rope):
+            if rope and rope.rotary_dim(self.head_dim) < self.head_dim and len(self.names.qkv) > 1:
+                raise UnsupportedModelError(
+                    f'config.json: partial_rotary_factor: expected 1 for {self.model_type}, '
+                    f'got {rope.rotated}')
 
 
 def sliding_windows(config: Mapping[str, Any],

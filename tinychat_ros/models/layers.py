@@ -57,7 +57,25 @@ def alibi_slopes(heads: int, bias_max: float) -> Tensor:
     return slopes if power == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]
 
 
-def grouped_rows(heads: int, kv_heads: int, head_dim: int) -> Tensor:
-    """Return where queries, keys and values stand in a QKV matrix that is grouped by KV head."""
-    rows = torch.arange((heads + 2 * kv_heads) * head_dim).view(kv_heads, -1, head_dim)
-    return torch.cat([rows[:, :-2].flatten(), rows[:, -2].flatten(), rows[:, -1].flatten()])
+def qkv_rows(heads: int, kv_heads: int, head_dim: int, rotary_dim: int,
+             grouped: bool) -> Optional[Tensor]:
+    """
+    Return where the rows of queries, keys and values stand in a checkpoint's one matrix.
+
+    :param rotary_dim: how many dimensions of a head are rotated, its first ones. Rows that rotate
+        together then stand half of that apart; ours are half a head apart.
+    :param grouped: the checkpoint's rows are grouped by KV head.
+    :returns: int64 [N], or None where both have the same order.
+    """
+    rows = torch.arange((heads + 2 * kv_heads) * head_dim).view(-1, head_dim)
+    q, k, v = rows.split([heads, kv_heads, kv_heads])
+    if grouped:
+        groups = rows.view(kv_heads, -1, head_dim)
+        q, k, v = groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1]
+    if rotary_dim < head_dim:
+        first, second, *rest = torch.arange(head_dim).split(
+            [rotary_dim // 2] * 2 + [(head_dim - rotary_dim) // 2] * 2)
+        order = torch.cat([first, rest[0], second, rest[1]])
+        q, k = q[:, order], k[:, order]
+    found = torch.cat([q, k, v]).flatten()
+    return None if torch.equal(found, rows.flatten()) else found

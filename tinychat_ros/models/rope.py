@@ -21,6 +21,7 @@ from typing import Any, Callable, Mapping
 
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 
 from tinychat_ros.errors import CheckpointError, UnsupportedModelError
 from tinychat_ros.kernels.operands import RotaryTable
@@ -32,14 +33,16 @@ class RopeConfig:
     """
     The rotary embedding: base frequency and how long contexts stretch it.
 
-    The fields after ``theta`` are read for the types that have them, see ROPE_TYPES.
+    The fields after ``rotated`` are read for the types that have them, see ROPE_TYPES.
 
+    :param rotated: the share of each head that is rotated, its first dimensions.
     :param trained_len: positions that the model was trained with before it was stretched.
     :param magnitude: of cosines and sines.
     """
 
     rope_type: str = 'default'
     theta: float = 10000.0
+    rotated: float = 1.0
     factor: float = 1.0
     trained_len: float = 0.0
     magnitude: float = 1.0
@@ -71,14 +74,26 @@ class RopeConfig:
             raise UnsupportedModelError(
                 f"config.json: rope_type: expected one of {', '.join(ROPE_TYPES)}, "
                 f'got {rope_type!r}')
-        if number(given, 'partial_rotary_factor', number(config, 'partial_rotary_factor', 1)) != 1:
-            raise UnsupportedModelError('config.json: partial_rotary_factor: expected 1, since '
-                                        'whole heads are rotated, got another')
+        key = 'partial_rotary_factor'
+        rotated = number(given, key, number(config, key, 1.0))
+        if rotated > 1:
+            raise CheckpointError(f'config.json: {key}: expected at most 1, got {rotated}')
         theta = number(given, 'rope_theta', theta)
         if theta <= 1:
             raise CheckpointError(f'config.json: rope_theta: expected more than 1, got {theta}')
-        return cls(rope_type, theta,
-                   **ROPE_TYPES[rope_type].read(given, config))
+        return cls(rope_type, theta, rotated, **ROPE_TYPES[rope_type].read(given, config))
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """
+        Return how many dimensions of a head are rotated.
+
+        :raises CheckpointError: they do not go in pairs.
+        """
+        dim = int(head_dim * self.rotated)
+        if dim < 2 or dim % 2:
+            raise CheckpointError('config.json: partial_rotary_factor: expected an even number of '
+                                  f'the {head_dim} dimensions of a head, got {dim}')
+        return dim
 
 
 @dataclass(frozen=True)
@@ -86,8 +101,9 @@ class RopeType:
     """
     A way to stretch a rotary embedding.
 
-    :param read: (parameters, config.json) to the fields of a RopeConfig after ``theta``.
-    :param frequencies: (rope, head_dim, max_seq_len) to radians per position, fp32 [D/2].
+    :param read: (parameters, config.json) to the fields of a RopeConfig after ``rotated``.
+    :param frequencies: (rope, rotary_dim, max_seq_len) to radians per position, fp32
+        [rotary_dim / 2].
     """
 
     read: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
@@ -99,13 +115,18 @@ def rotary_table(rope: RopeConfig, head_dim: int, max_seq_len: int,
     """
     Return cosines and sines of every position, each fp32 [max_seq_len, D/2].
 
+    The dimensions that are not rotated stand behind the others in both halves of a head; see
+    layers.qkv_rows.
+
     The types ``dynamic`` and ``longrope`` depend on how long a text is. One table serves them
     all, that of a text of max_seq_len.
     """
-    frequencies = ROPE_TYPES[rope.rope_type].frequencies(rope, head_dim, max_seq_len)
+    dim = rope.rotary_dim(head_dim)
+    frequencies = ROPE_TYPES[rope.rope_type].frequencies(rope, dim, max_seq_len)
     angles = torch.arange(max_seq_len, dtype=torch.float32)[:, None] * frequencies
-    return RotaryTable((angles.cos() * rope.magnitude).to(device),
-                       (angles.sin() * rope.magnitude).to(device))
+    still = (0, (head_dim - dim) // 2)
+    return RotaryTable(F.pad(angles.cos() * rope.magnitude, still, value=1.0).to(device),
+                       F.pad(angles.sin() * rope.magnitude, still).to(device))
 
 
 def _default_frequencies(rope: RopeConfig, head_dim: int, max_seq_len: int) -> Tensor:

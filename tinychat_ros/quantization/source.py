@@ -27,7 +27,7 @@ from tinychat_ros.kernels.linear import Linear, reordered, StoredWeight
 from tinychat_ros.kernels.packing import TileOrder
 from tinychat_ros.models.block import Block, Positions
 from tinychat_ros.models.config import ModelConfig
-from tinychat_ros.models.layers import grouped_rows
+from tinychat_ros.models.layers import qkv_rows
 
 _KEPT_SUFFIXES = ('.json', '.jinja', '.model', '.txt')
 _KEPT_STEMS = ('LICENSE', 'LICENCE', 'NOTICE')
@@ -69,11 +69,12 @@ def kept_tensors(reader: CheckpointReader, index: int) -> dict[str, StoredWeight
 def in_stored_order(config: ModelConfig,
                     tensors: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
     """Return a block's tensors, rows of queries, keys and values where the source has them."""
-    if not config.qkv_grouped:
+    rows = qkv_rows(config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+                    config.rotary_dim, config.qkv_grouped)
+    if rows is None:
         return dict(tensors)
-    rows = torch.argsort(grouped_rows(config.num_attention_heads, config.num_key_value_heads,
-                                      config.head_dim))
-    return {name: reordered(value, rows) if config.names.qkv[0] in name else value
+    back = torch.argsort(rows)
+    return {name: reordered(value, back) if config.names.qkv[0] in name else value
             for name, value in tensors.items()}
 
 
