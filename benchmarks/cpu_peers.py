@@ -37,7 +37,7 @@ from benchmarks.llama_in_process import LlamaCppPython
 from benchmarks.whole_models import Contender
 import torch
 
-from tinychat_ros.bench.shapes import shape_config, SHAPES
+from tinychat_ros.bench.shapes import LLAMA_SHAPES, shape_config
 from tinychat_ros.checkpoint.writer import save_json
 from tinychat_ros.commands.common import FAILED, print_error
 from tinychat_ros.errors import ConfigError, TinychatError
@@ -148,7 +148,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.cpu_peers', description=__doc__)
-    parser.add_argument('--shape', default='tinyllama-1.1b', choices=SHAPES)
+    parser.add_argument('--shape', default='tinyllama-1.1b', choices=LLAMA_SHAPES)
     parser.add_argument('--threads', type=int, default=1, metavar='N')
     parser.add_argument('--rounds', type=int, default=3, metavar='N')
     parser.add_argument('--llama-bench', action='append', default=[], metavar='[LABEL=]PATH',

@@ -35,7 +35,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from tinychat_ros.bench.ladder import GRAPH, product, random_past
-from tinychat_ros.bench.shapes import RandomWeights, shape_config, SHAPES
+from tinychat_ros.bench.shapes import LLAMA_SHAPES, RandomWeights, shape_config
 from tinychat_ros.bench.table import aligned
 from tinychat_ros.bench.timing import timed
 from tinychat_ros.commands.common import FAILED, print_error
@@ -226,7 +226,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.gpu_peers', description=__doc__)
-    parser.add_argument('--shape', default='llama-2-7b', choices=SHAPES)
+    parser.add_argument('--shape', default='llama-2-7b', choices=LLAMA_SHAPES)
     parser.add_argument('--llama-bench', metavar='PATH',
                         help="llama.cpp's program of that name, to set its decoding beside ours")
     parser.add_argument('--gguf', metavar='FILE', help='the model of this shape that it is to run')

@@ -33,7 +33,8 @@ def test_the_size_is_that_of_the_weights():
 
 
 @pytest.mark.parametrize('name, gigabytes', [
-    ('tinyllama-1.1b', 0.77), ('llama-2-7b', 3.92), ('llama-3-8b', 5.75)])
+    ('tinyllama-1.1b', 0.77), ('llama-2-7b', 3.92), ('llama-3-8b', 5.75),
+    ('qwen2.5-1.5b', 1.15), ('gemma-2-2b', 2.23), ('mpt-7b', 3.77)])
 def test_known_shapes_have_their_known_size(name, gigabytes):
     size = shape_bytes(shape_config(name), torch.float16, 128)
     assert name in SHAPES and size / 1e9 == pytest.approx(gigabytes, rel=0.02)

@@ -26,6 +26,7 @@ from tinychat_ros.kernels.linear import activation_group, Linear, prepare
 from tinychat_ros.kernels.packing import (
     QuantizedWeight, record_bytes, RECORD_COLUMNS, RECORD_ROWS, TileOrder)
 from tinychat_ros.models.config import ModelConfig
+from tinychat_ros.models.registry import read_config
 
 _LLAMA: Mapping[str, Any] = {'model_type': 'llama', 'max_position_embeddings': 4096,
                              'vocab_size': 32000, 'rms_norm_eps': 1e-5}
@@ -43,7 +44,26 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
                    'num_hidden_layers': 32, 'num_attention_heads': 32,
                    'num_key_value_heads': 8, 'vocab_size': 128256,
                    'max_position_embeddings': 8192, 'rope_theta': 500000.0},
+    'qwen2.5-1.5b': {'model_type': 'qwen2', 'hidden_size': 1536, 'intermediate_size': 8960,
+                     'num_hidden_layers': 28, 'num_attention_heads': 12, 'num_key_value_heads': 2,
+                     'vocab_size': 151936, 'max_position_embeddings': 32768,
+                     'rope_theta': 1000000.0, 'tie_word_embeddings': True},
+    'qwen3-4b': {'model_type': 'qwen3', 'hidden_size': 2560, 'intermediate_size': 9728,
+                 'num_hidden_layers': 36, 'num_attention_heads': 32, 'num_key_value_heads': 8,
+                 'head_dim': 128, 'vocab_size': 151936, 'max_position_embeddings': 40960,
+                 'rope_theta': 1000000.0, 'tie_word_embeddings': True},
+    'gemma-2-2b': {'model_type': 'gemma2', 'hidden_size': 2304, 'intermediate_size': 9216,
+                   'num_hidden_layers': 26, 'num_attention_heads': 8, 'num_key_value_heads': 4,
+                   'head_dim': 256, 'vocab_size': 256000},
+    'phi-3-mini': {'model_type': 'phi3', 'hidden_size': 3072, 'intermediate_size': 8192,
+                   'num_hidden_layers': 32, 'num_attention_heads': 32, 'vocab_size': 32064,
+                   'max_position_embeddings': 4096, 'sliding_window': 2047},
+    'mpt-7b': {'model_type': 'mpt', 'd_model': 4096, 'n_heads': 32, 'n_layers': 32,
+               'vocab_size': 50432, 'max_seq_len': 2048},
 }
+
+# Those that the benchmarks beside other programs build.
+LLAMA_SHAPES = [name for name, shape in SHAPES.items() if shape['model_type'] == 'llama']
 
 # Codes are uniform in 0 to 15, and this is their standard deviation.
 _CODE_DEVIATION = 4.6
@@ -57,7 +77,7 @@ def shape_config(name: str) -> ModelConfig:
     """
     if name not in SHAPES:
         raise ConfigError(f"shape: expected one of {', '.join(SHAPES)}, got {name!r}")
-    return ModelConfig.from_dict(SHAPES[name])
+    return read_config(SHAPES[name])
 
 
 def shape_bytes(config: ModelConfig, dtype: torch.dtype, group_size: Optional[int]) -> int:
@@ -67,7 +87,8 @@ def shape_bytes(config: ModelConfig, dtype: torch.dtype, group_size: Optional[in
     :param group_size: of W4 linears; None for plain ones.
     """
     hidden, heads = config.hidden_size, config.num_attention_heads + config.num_key_value_heads
-    linears = 2 * hidden * heads * config.head_dim + 3 * hidden * config.intermediate_size
+    mlp = (3 if config.gated_mlp else 2) * hidden * config.intermediate_size
+    linears = 2 * hidden * heads * config.head_dim + mlp
     per_weight = (dtype.itemsize if group_size is None else
                   record_bytes(group_size) / (RECORD_ROWS * RECORD_COLUMNS))
     plain = (1 if config.tie_word_embeddings else 2) * config.vocab_size * hidden
