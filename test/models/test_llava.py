@@ -94,6 +94,13 @@ def _logits(path: Path, ids: torch.Tensor, pixel_values: torch.Tensor, piece: in
     return model.logits(torch.cat(hidden))
 
 
+def _check_that_both_see_alike(path: Path, model) -> None:
+    """Assert that a folder and a model of transformers have the same logits with an image."""
+    ids, pixels = _prompt(1), torch.randn(1, 3, 12, 12)
+    torch.testing.assert_close(_logits(path, ids, pixels), _expected(model, ids, pixels),
+                               rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize('changes', CONFIGS.values(), ids=CONFIGS.keys())
 def test_logits_with_an_image_are_those_of_transformers(changes, tmp_path):
     model = _save(tmp_path, **changes)
@@ -119,16 +126,12 @@ def test_a_prompt_with_two_images_may_be_fed_in_pieces(piece, one_by_one, tmp_pa
 def test_tensors_may_have_the_names_of_any_version(rename, tmp_path):
     model = _save(tmp_path)
     _rename(tmp_path, rename)
-    ids, pixels = _prompt(1), torch.randn(1, 3, 12, 12)
-    torch.testing.assert_close(_logits(tmp_path, ids, pixels), _expected(model, ids, pixels),
-                               rtol=0, atol=1e-4)
+    _check_that_both_see_alike(tmp_path, model)
 
 
 def test_a_tied_head_is_the_embedding(tmp_path):
     model = _save(tmp_path, tie_word_embeddings=True)
-    ids, pixels = _prompt(1), torch.randn(1, 3, 12, 12)
-    torch.testing.assert_close(_logits(tmp_path, ids, pixels), _expected(model, ids, pixels),
-                               rtol=0, atol=1e-4)
+    _check_that_both_see_alike(tmp_path, model)
 
 
 def _quantize(path: Path, model) -> None:
@@ -148,9 +151,7 @@ def _quantize(path: Path, model) -> None:
 def test_a_language_model_of_4_bits_sees_as_its_rounded_weights_do(tmp_path):
     model = _save(tmp_path)
     _quantize(tmp_path, model)
-    ids, pixels = _prompt(1), torch.randn(1, 3, 12, 12)
-    torch.testing.assert_close(_logits(tmp_path, ids, pixels), _expected(model, ids, pixels),
-                               rtol=0, atol=1e-4)
+    _check_that_both_see_alike(tmp_path, model)
 
 
 def test_a_checkpoint_is_described_without_its_vision_tower_in_the_bytes_of_a_token(tmp_path):

@@ -21,12 +21,13 @@ import re
 from typing import NamedTuple, Optional, Sequence
 
 import torch
+from torch import Tensor
 
 from tinychat_ros.checkpoint import formats
 from tinychat_ros.checkpoint.reader import CheckpointReader
 from tinychat_ros.kernels import cpu, cuda, extension
-from tinychat_ros.kernels.linear import StoredWeight, why_reference
-from tinychat_ros.kernels.packing import cuda_tiles_refusal, Int8Weight, QuantizedWeight
+from tinychat_ros.kernels.linear import StoredWeight, why_not_on_cuda, why_reference
+from tinychat_ros.kernels.packing import Int8Weight, QuantizedWeight
 from tinychat_ros.models.config import ModelConfig
 from tinychat_ros.models.kv_cache import kv_bytes_per_position
 
@@ -124,9 +125,7 @@ def cpu_attention_refusal(head_dim: int) -> Optional[str]:
     """Return why this machine's CPU has no attention kernel for a shape, or None where it has."""
     if extension.load() is None:
         return extension.why_absent()
-    if head_dim <= cpu.MAX_HEAD_DIM:
-        return None
-    return f'head_dim = {head_dim} is more than {cpu.MAX_HEAD_DIM}'
+    return cpu.attention_refusal(head_dim) or None
 
 
 def _apart(config: ModelConfig, layers: Sequence[LayerSummary]) -> list[str]:
@@ -144,21 +143,16 @@ def _summarize(reader: CheckpointReader, name: str) -> LayerSummary:
     n, k, group_size = weight_format.shape(reader, name)
     weight = _stand_in(weight_format.bits, n, k, group_size)
     reason = why_reference(weight)
+    on_cuda = None if isinstance(weight, Tensor) else why_not_on_cuda(weight)
     return LayerSummary(name, weight_format.name, n, k, group_size, reason,
                         _kernel(weight_format.bits, 8, reason),
-                        _kernel(weight_format.bits, 16, _why_not_on_cuda(weight)))
+                        _kernel(weight_format.bits, 16, on_cuda))
 
 
 def _kernel(bits: int, activation_bits: int, refusal: Optional[str]) -> str:
     if refusal is not None:
         return f'reference: {refusal}'
     return 'plain' if bits == 16 else f'W{bits}A{activation_bits}'
-
-
-def _why_not_on_cuda(weight: StoredWeight) -> Optional[str]:
-    if isinstance(weight, Int8Weight):
-        return 'no CUDA kernel for int8'
-    return cuda_tiles_refusal(weight) if isinstance(weight, QuantizedWeight) else None
 
 
 def _stand_in(bits: int, n: int, k: int, group_size: Optional[int]) -> StoredWeight:

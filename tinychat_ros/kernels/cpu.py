@@ -70,10 +70,15 @@ def takes_norm(norm: Union[AnyNorm, HeadNorm]) -> bool:
     return all(takes_weight(w) and w.dtype == weights[0].dtype for w in weights)
 
 
+def attention_refusal(head_dim: int) -> str:
+    """Return why the attention kernels cannot take a model's shape, or '' when they can."""
+    return '' if head_dim <= MAX_HEAD_DIM else f'head_dim = {head_dim} is more than {MAX_HEAD_DIM}'
+
+
 def takes_cache(cache: LayerCache) -> bool:
     """Say whether the attention kernels take a cache."""
     return (cache.k.dtype in KV_DTYPES and cache.k.is_contiguous() and cache.v.is_contiguous()
-            and cache.k.shape[2] <= MAX_HEAD_DIM and cache.k.shape[2] % 2 == 0)
+            and not attention_refusal(cache.k.shape[2]) and cache.k.shape[2] % 2 == 0)
 
 
 def record(step: Callable[[], None]) -> Replay:

@@ -137,11 +137,15 @@ def why_reference(weight: StoredWeight, dtype: torch.dtype = torch.float16) -> O
     device = weight.qweight.device
     if extension.cuda(device) is None:
         return extension.why_no_cuda(device) if device.type != 'cpu' else _why_not_on_cpu(weight)
-    if isinstance(weight, Int8Weight):
-        return 'no CUDA kernel for int8'
-    if dtype not in cuda.DTYPES:
+    if isinstance(weight, QuantizedWeight) and dtype not in cuda.DTYPES:
         return f'no CUDA kernel for {dtype} activations'
-    return cuda_tiles_refusal(weight)
+    return why_not_on_cuda(weight)
+
+
+def why_not_on_cuda(weight: Union[QuantizedWeight, Int8Weight]) -> Optional[str]:
+    """Return why no CUDA kernel takes a weight with activations of 16 bits, or None."""
+    return ('no CUDA kernel for int8' if isinstance(weight, Int8Weight)
+            else cuda_tiles_refusal(weight))
 
 
 def prepare(weight: StoredWeight, bias: Optional[Tensor] = None,

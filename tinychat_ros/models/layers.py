@@ -67,6 +67,8 @@ def qkv_rows(heads: int, kv_heads: int, head_dim: int, rotary_dim: int,
     :param grouped: the checkpoint's rows are grouped by KV head.
     :returns: int64 [N], or None where both have the same order.
     """
+    if not grouped and rotary_dim == head_dim:
+        return None
     rows = torch.arange((heads + 2 * kv_heads) * head_dim).view(-1, head_dim)
     q, k, v = rows.split([heads, kv_heads, kv_heads])
     if grouped:
@@ -77,5 +79,4 @@ def qkv_rows(heads: int, kv_heads: int, head_dim: int, rotary_dim: int,
             [rotary_dim // 2] * 2 + [(head_dim - rotary_dim) // 2] * 2)
         order = torch.cat([first, rest[0], second, rest[1]])
         q, k = q[:, order], k[:, order]
-    found = torch.cat([q, k, v]).flatten()
-    return None if torch.equal(found, rows.flatten()) else found
+    return torch.cat([q, k, v]).flatten()
